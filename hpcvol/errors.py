@@ -1,0 +1,39 @@
+"""Every exception that a user can meet. A message says what was found, where, what was expected and what to do."""
+
+
+class HpcvolError(Exception):
+    """Base of all errors of hpcvol.
+
+    Args:
+        message: one clear text: found what, where, expected what, do what.
+        everywhere: True when every member raises this same error, so that one of them reports it and all stop in order.
+            Otherwise the member that raises reports it and ends the run for all.
+    """
+
+    def __init__(self, message: str, *, everywhere: bool = False) -> None:
+        super().__init__(message)
+        self.everywhere = everywhere
+
+
+class ConfigError(HpcvolError):
+    """A configuration, option or combination that cannot work."""
+
+
+class DataError(HpcvolError):
+    """A dataset that is missing, damaged, or not what its manifest says."""
+
+
+class ModelError(HpcvolError):
+    """A model, loss or gradient that cannot be trained: no builder, an impure unit, a value that is not finite."""
+
+
+class CheckpointError(HpcvolError):
+    """A checkpoint that cannot be written, or does not fit the model or run."""
+
+
+class CommError(HpcvolError):
+    """MPI is missing, mixed, or its launcher does not know it."""
+
+
+class MemberError(HpcvolError):
+    """Another member of the run failed; the message names it and repeats its words."""
