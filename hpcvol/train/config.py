@@ -1,0 +1,307 @@
+"""The configuration of a run: what each key means, what it may be, and what it is when left out.
+
+A configuration is a TOML file. Paths in it are relative to the file's folder; `load_config` makes them absolute, so that
+the rest of the library never asks where a path came from. This page imports neither torch nor MPI.
+"""
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
+
+from hpcvol.errors import ConfigError
+from hpcvol.train import config_errors, toml
+
+UNITS_PER_BATCH = 8
+DEFAULT_SPLIT = {"train": 0.9, "val": 0.05, "test": 0.05}
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class _Section(BaseModel):
+    """Unknown keys are errors, nothing is converted in silence (True is no 1), and nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelConfig(_Section):
+    """What is trained."""
+
+    build: str = Field(
+        description="Function that makes the model, `file.py:function` or `package.module:function`. Called as "
+        "`build(**args)`, returns an `nn.Module`, which is called as `model(**batch)` and returns a scalar loss, or a "
+        "mapping with `loss`, optionally `weight` (what the mean loss was taken over, an integer), and further scalars, "
+        "which become metrics."
+    )
+    args: dict[str, Any] = Field(default={}, description="Keyword arguments of `build`.")
+    weights: str | None = Field(default=None, description="A `model.safetensors` file to start from.")
+
+
+class SourceConfig(_Section):
+    """How to build the dataset at `data.path` where there is none yet; the words are those of `hpcvol data build`."""
+
+    kind: Literal["text", "npz", "csv", "python"] = Field(description="What the paths hold.")
+    paths: list[str] = Field(
+        min_length=1, description="Files and folders to read; `file.py:function` is a function that gives the data."
+    )
+    split: dict[str, Fraction] = Field(
+        default=DEFAULT_SPLIT, description="Share of the rows that goes to each split, by its name."
+    )
+    options: dict[str, Any] = Field(default={}, description="Options of the kind.")
+
+
+class DataConfig(_Section):
+    """What the model is trained on."""
+
+    path: str = Field(
+        description="A dataset folder, as `hpcvol data build` makes it, or `file.py:function`, which is called with the "
+        "name of a split and returns a map-style torch dataset."
+    )
+    source: SourceConfig | None = Field(
+        default=None, description="How to build `path` where it does not exist yet: see the keys of `[data.source]`."
+    )
+    transform: str | None = Field(
+        default=None,
+        description="Function `file.py:function`, called as `(batch, rng)` on each unit of the training split before "
+        "the model sees it; returns the batch. `rng` depends on seed, step and unit only.",
+    )
+    train_split: str = Field(default="train", description="Name of the split to train on.")
+    val_split: str = Field(default="val", description="Name of the split that validations read.")
+    test_split: str = Field(default="test", description="Name of the split read once, when training has ended.")
+
+    @model_validator(mode="after")
+    def _source_builds_a_folder(self) -> Self:
+        if self.source is not None and is_reference(self.path):
+            raise ValueError(
+                f"data.path = {self.path!r} is a function and [data.source] builds a folder: give one of the two"
+            )
+        return self
+
+
+class OptimizerConfig(_Section):
+    """How gradients become new weights."""
+
+    name: str = Field(default="adamw", description="Name of an optimizer of `torch.optim`, in any case.")
+    args: dict[str, Any] = Field(default={}, description="Keyword arguments of the optimizer: `lr`, `betas`, ...")
+    schedule: Literal["constant", "cosine", "linear"] = Field(
+        default="constant",
+        description="How the learning rate goes from `lr` to `final_lr_ratio * lr` by the last step.",
+    )
+    warmup_steps: NonNegativeInt = Field(
+        default=0, description="Steps in which the learning rate first rises from 0 to `lr`, linearly."
+    )
+    final_lr_ratio: Fraction = Field(
+        default=0.1, description="Learning rate of the last step, as a share of `lr`; a constant schedule ignores it."
+    )
+    clip_norm: PositiveFloat | None = Field(
+        default=None, description="Largest 2-norm of the whole gradient; a longer one is scaled down to it."
+    )
+
+
+def _default_unit_size(section: dict[str, Any]) -> int:
+    return math.ceil(section.get("batch_size", UNITS_PER_BATCH) / UNITS_PER_BATCH)
+
+
+def _default_epochs(section: dict[str, Any]) -> int | None:
+    return 1 if section.get("steps") is None else None
+
+
+class TrainConfig(_Section):
+    """How long, in what portions and with which numbers."""
+
+    steps: PositiveInt | None = Field(default=None, description="Steps to train. Give this or `epochs`.")
+    epochs: PositiveInt | None = Field(
+        default_factory=_default_epochs,
+        description="Passes over the training split; 1 where neither `steps` nor `epochs` is given.",
+    )
+    batch_size: PositiveInt = Field(default=64, description="Samples a step, over all ranks together.")
+    unit_size: PositiveInt = Field(
+        default_factory=_default_unit_size,
+        description="Samples a unit, the portion of a batch that one worker computes at a time: its activations have to "
+        f"fit in memory. By default an eighth of `batch_size`, rounded up. It does not depend on the number of ranks, "
+        "because the weights must not; so at most `batch_size / unit_size` workers have something to do.",
+    )
+    sum: Literal["exact", "float"] = Field(
+        default="exact",
+        description="How gradients are added. `exact`: the same bits whichever ranks computed them; `float`: faster, and "
+        "the last bits depend on the number of ranks.",
+    )
+    precision: Literal["float32", "bf16"] = Field(
+        default="float32", description="`bf16` runs the forward pass under autocast; weights stay float32."
+    )
+    seed: NonNegativeInt = Field(default=0, description="Decides initial weights, sample order and random numbers.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="`auto` takes a GPU where every member has one of its own, else the CPU."
+    )
+    share_devices: bool = Field(default=False, description="Allow more members than GPUs on a node.")
+    threads: PositiveInt | Literal["auto"] = Field(
+        default="auto",
+        description="CPU threads a member; `auto` divides a node's cores among its members. Other thread counts give "
+        "other bits: to compare runs at different numbers of ranks, give a number.",
+    )
+    validate_every_steps: PositiveInt | None = Field(
+        default=None, description="Steps between validations; left out, one at the end of each epoch."
+    )
+    patience: PositiveInt | None = Field(
+        default=None, description="Validations without a better loss after which training stops; left out, never."
+    )
+    on_metrics: str | None = Field(
+        default=None,
+        description="Function `file.py:function`, called on the first member as `(step, metrics)` for each line of "
+        "metrics: the hook for loggers.",
+    )
+    log_every_steps: PositiveInt = Field(default=10, description="Steps between lines of metrics.")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError(
+                f"train.steps = {self.steps} and train.epochs = {self.epochs} exclude each other: give one of the two"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _units_fit(self) -> Self:
+        if self.unit_size > self.batch_size:
+            raise ValueError(
+                f"train.unit_size = {self.unit_size} is more than train.batch_size = {self.batch_size}: "
+                "a unit is a part of a batch, give at most batch_size"
+            )
+        return self
+
+
+class CheckpointConfig(_Section):
+    """What is kept to go on from."""
+
+    every_steps: NonNegativeInt = Field(
+        default=0, description="Steps between checkpoints; 0 writes one only when training ends or is stopped."
+    )
+    keep: PositiveInt = Field(default=2, description="Checkpoints kept, besides the best by validation loss.")
+
+
+class CommConfig(_Section):
+    """How ranks combine vectors."""
+
+    algorithm: Literal["auto", "ring", "library"] = Field(
+        default="auto",
+        description="All-reduce: `ring` is hpcvol's own, `library` the MPI library's; `auto` chooses by size.",
+    )
+
+
+class Config(_Section):
+    """A whole configuration; `folder` is where its file was, and all paths in it are absolute."""
+
+    model: ModelConfig
+    data: DataConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    comm: CommConfig = CommConfig()
+
+    _folder: Path = PrivateAttr(default=Path("."))
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the configuration file (absolute)."""
+        return self._folder
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration file and apply `--set` overrides to it.
+
+    Args:
+        path: the TOML file.
+        overrides: `section.key=value` each; the value is TOML, and a plain string where it is not valid TOML. An
+            override of `train.steps` replaces `train.epochs` of the file, and the other way round.
+
+    Returns:
+        The configuration, with defaults filled in and paths made absolute.
+
+    Raises:
+        ConfigError: no such file, not TOML, an unknown key, a wrong type or value, keys that exclude each other.
+    """
+    path = Path(path)
+    text = toml.read(path)
+    table = toml.parse(text, path)
+    toml.apply_overrides(table, overrides, exclusive=[("train.steps", "train.epochs")])
+    try:
+        config = Config.model_validate(table)
+    except ValidationError as error:
+        raise ConfigError(config_errors.explain(error, Config, text, path, overrides)) from None
+    folder = path.resolve().parent
+    config = _map_paths(config, lambda place: os.path.normpath(folder / Path(place).expanduser()))
+    config._folder = folder
+    return config
+
+
+def to_toml(config: Config, folder: str | Path | None = None) -> str:
+    """Return `config` as TOML with every default written out; `load_config` of it gives one without `differences`.
+
+    Args:
+        config: what to write.
+        folder: where the text will lie. Paths are written relative to it, so that a project can be moved as a whole;
+            without it they stay absolute.
+    """
+    if folder is not None:
+        start = Path(folder).resolve()
+        config = _map_paths(config, lambda place: os.path.relpath(place, start))
+    return toml.render(config.model_dump(exclude_none=True))
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """Return what differs between two configurations, one line a key: `train.batch_size: 64 -> 128`."""
+    before, after = toml.flatten(old.model_dump()), toml.flatten(new.model_dump())
+    keys = [*before, *(key for key in after if key not in before)]
+    return [
+        f"{key}: {toml.value_text(before.get(key))} -> {toml.value_text(after.get(key))}"
+        for key in keys
+        if before.get(key) != after.get(key)
+    ]
+
+
+def is_reference(text: str) -> bool:
+    """Return True for `file.py:function`, False for a path."""
+    return ".py:" in text
+
+
+def _map_paths(config: Config, change: Callable[[str], str]) -> Config:
+    """Return `config` with `change` applied to each path in it, also to those before a `:function`."""
+
+    def place(text: str) -> str:
+        if not is_reference(text):
+            return change(text)
+        file, _, function = text.rpartition(":")
+        return f"{change(file)}:{function}"
+
+    def optional(text: str | None) -> str | None:
+        return None if text is None else place(text)
+
+    def reference(text: str | None) -> str | None:
+        return place(text) if text is not None and is_reference(text) else text
+
+    model, data, train = config.model, config.data, config.train
+    source = data.source
+    if source is not None:
+        source = source.model_copy(update={"paths": [place(path) for path in source.paths]})
+    return config.model_copy(
+        update={
+            "model": model.model_copy(update={"build": reference(model.build), "weights": optional(model.weights)}),
+            "data": data.model_copy(
+                update={"path": place(data.path), "source": source, "transform": reference(data.transform)}
+            ),
+            "train": train.model_copy(update={"on_metrics": reference(train.on_metrics)}),
+        }
+    )
