@@ -1,7 +1,7 @@
 """The configuration of a run: what each key means, what it may be, and what it is when left out.
 
-A configuration is a TOML file. Paths in it are relative to the file's folder; `load_config` makes them absolute, so that
-the rest of the library never asks where a path came from. This page imports neither torch nor MPI.
+A configuration is a TOML file. Paths in it are relative to the file's folder; `load_config` makes them absolute, so
+that the rest of the library never asks where a path came from. This file imports neither torch nor MPI.
 """
 
 import math
@@ -43,8 +43,8 @@ class ModelConfig(_Section):
     build: str = Field(
         description="Function that makes the model, `file.py:function` or `package.module:function`. Called as "
         "`build(**args)`, returns an `nn.Module`, which is called as `model(**batch)` and returns a scalar loss, or a "
-        "mapping with `loss`, optionally `weight` (what the mean loss was taken over, an integer), and further scalars, "
-        "which become metrics."
+        "mapping with `loss`, optionally `weight` (what the mean loss was taken over, an integer), and further "
+        "scalars, which become metrics."
     )
     args: dict[str, Any] = Field(default={}, description="Keyword arguments of `build`.")
     weights: str | None = Field(default=None, description="A `model.safetensors` file to start from.")
@@ -67,8 +67,8 @@ class DataConfig(_Section):
     """What the model is trained on."""
 
     path: str = Field(
-        description="A dataset folder, as `hpcvol data build` makes it, or `file.py:function`, which is called with the "
-        "name of a split and returns a map-style torch dataset."
+        description="A dataset folder, as `hpcvol data build` makes it, or `file.py:function`, which is called with "
+        "the name of a split and returns a map-style torch dataset."
     )
     source: SourceConfig | None = Field(
         default=None, description="How to build `path` where it does not exist yet: see the keys of `[data.source]`."
@@ -112,7 +112,8 @@ class OptimizerConfig(_Section):
 
 
 def _default_unit_size(section: dict[str, Any]) -> int:
-    return math.ceil(section.get("batch_size", UNITS_PER_BATCH) / UNITS_PER_BATCH)
+    batch_size: int = section.get("batch_size", UNITS_PER_BATCH)
+    return math.ceil(batch_size / UNITS_PER_BATCH)
 
 
 def _default_epochs(section: dict[str, Any]) -> int | None:
@@ -130,14 +131,14 @@ class TrainConfig(_Section):
     batch_size: PositiveInt = Field(default=64, description="Samples a step, over all ranks together.")
     unit_size: PositiveInt = Field(
         default_factory=_default_unit_size,
-        description="Samples a unit, the portion of a batch that one worker computes at a time: its activations have to "
-        f"fit in memory. By default an eighth of `batch_size`, rounded up. It does not depend on the number of ranks, "
+        description="Samples a unit, the portion of a batch that one worker computes at a time: its activations "
+        "have to fit in memory. By default an eighth of `batch_size`, rounded up. It does not depend on the number of ranks, "
         "because the weights must not; so at most `batch_size / unit_size` workers have something to do.",
     )
     sum: Literal["exact", "float"] = Field(
         default="exact",
-        description="How gradients are added. `exact`: the same bits whichever ranks computed them; `float`: faster, and "
-        "the last bits depend on the number of ranks.",
+        description="How gradients are added. `exact`: the same bits whichever ranks computed them; `float`: faster, "
+        "and the last bits depend on the number of ranks.",
     )
     precision: Literal["float32", "bf16"] = Field(
         default="float32", description="`bf16` runs the forward pass under autocast; weights stay float32."

@@ -37,6 +37,8 @@ def explain(error: ValidationError, model: type[BaseModel], text: str, path: Pat
     known = dict(_keys(model))
     found: dict[Key, list[ErrorDetails]] = {}
     for details in error.errors(include_url=False):
+        if details["type"] == "default_factory_not_called":  # follows from another error of the section
+            continue
         found.setdefault(_known_part(details, known), []).append(details)
     return "\n".join(
         f"{_where(key, text, path, overrides)}: {_what(key, details, known)}" for key, details in found.items()
