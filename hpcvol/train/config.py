@@ -132,8 +132,8 @@ class TrainConfig(_Section):
     unit_size: PositiveInt = Field(
         default_factory=_default_unit_size,
         description="Samples a unit, the portion of a batch that one worker computes at a time: its activations "
-        "have to fit in memory. By default an eighth of `batch_size`, rounded up. It does not depend on the number of ranks, "
-        "because the weights must not; so at most `batch_size / unit_size` workers have something to do.",
+        "have to fit in memory. By default an eighth of `batch_size`, rounded up. It does not depend on the number of "
+        "ranks, because the weights must not; so at most `batch_size / unit_size` workers have something to do.",
     )
     sum: Literal["exact", "float"] = Field(
         default="exact",
