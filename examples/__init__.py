@@ -1,0 +1,1 @@
+"""The examples, installed with the package so that `hpcvol new` can copy them. Each stands alone."""
