@@ -241,7 +241,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         config = Config.model_validate(table)
     except ValidationError as error:
-        raise ConfigError(config_errors.explain(error, Config, text, path, overrides)) from None
+        raise ConfigError(config_errors.explain(error, Config, text, path, overrides), everywhere=True) from None
     folder = path.resolve().parent
     config = _map_paths(config, lambda place: os.path.normpath(folder / Path(place).expanduser()))
     config._folder = folder

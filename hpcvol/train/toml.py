@@ -37,7 +37,7 @@ def parse(text: str, path: Path) -> Table:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+        raise ConfigError(f"{path} is not valid TOML: {error}", everywhere=True) from None
 
 
 def apply_overrides(table: Table, overrides: Sequence[str], exclusive: Sequence[tuple[str, str]] = ()) -> None:
@@ -65,11 +65,14 @@ def _split_override(override: str) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
     key = key.strip()
     if not equals or not all(key.split(".")) or "." not in key:
-        raise ConfigError(f"--set {override!r}: expected section.key=value, for example --set train.steps=100")
-    return key, _value(text.strip())
+        raise ConfigError(
+            f"--set {override!r}: expected section.key=value, for example --set train.steps=100", everywhere=True
+        )
+    return key, value_of(text.strip())
 
 
-def _value(text: str) -> Any:
+def value_of(text: str) -> Any:
+    """Return the TOML value that `text` is, and `text` itself where it is none: `3` is a number, `fast` a string."""
     try:
         parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
@@ -89,7 +92,9 @@ def _assign(table: Table, key: str, value: Any) -> None:
     for depth, section in enumerate(sections):
         place = place.setdefault(section, {})
         if not isinstance(place, dict):
-            raise ConfigError(f"--set {key}: {'.'.join(sections[: depth + 1])} is a value and has no keys below it")
+            raise ConfigError(
+                f"--set {key}: {'.'.join(sections[: depth + 1])} is a value and has no keys below it", everywhere=True
+            )
     place[name] = value
 
 

@@ -1,0 +1,116 @@
+"""Runs a launcher such as mpiexec in a session of its own: a Ctrl-C then reaches us alone and we decide what follows.
+
+Were mpiexec in the terminal's foreground group, a Ctrl-C would reach it and all ranks at once, and it kills ranks half
+a second later: too soon for a checkpoint. It forwards SIGUSR1 and lives on, whichever MPI it belongs to.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from types import FrameType
+
+import psutil
+
+# mpiexec needs half a second to end its ranks after a SIGTERM, more where they are on other nodes.
+_END_SECONDS = 3.0
+_REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a supervised command ended.
+
+    Attributes:
+        status: its exit status, negative for the signal that ended it.
+        stopped: whether it was asked to stop, by a signal to this process.
+    """
+
+    status: int
+    stopped: bool
+
+
+class _EndNow(BaseException):
+    """Thrown out of the waiting by the second signal; no Exception, so that nothing on the way swallows it."""
+
+
+class _Supervisor:
+    """Passes signals on: the first asks for a checkpoint and an orderly end, the second ends everything at once."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+        self.requests = 0
+
+    def on_signal(self, number: int, _: FrameType | None) -> None:
+        self.requests += 1
+        if self.process is None:  # not started yet: `supervise` looks at `requests` when it is
+            return
+        if self.requests == 1:
+            name = signal.Signals(number).name
+            print(f"\nhpcvol: {name}: stopping after this step with a checkpoint; again ends at once", file=sys.stderr)
+            self.process.send_signal(signal.SIGUSR1)
+        elif self.requests == 2:
+            raise _EndNow
+
+
+def supervise(argv: Sequence[str], variables: Mapping[str, str]) -> Ending:
+    """Run `argv` with exactly the environment `variables` and wait for its end; main thread only.
+
+    SIGINT, SIGTERM and SIGHUP of this process become SIGUSR1 for the command; a second one ends the command and all
+    that it started on this node.
+
+    Returns:
+        Its status, and whether it was asked to stop.
+    """
+    supervisor = _Supervisor()
+    with _handling(supervisor):
+        process = subprocess.Popen(argv, env=variables, stdin=subprocess.DEVNULL, start_new_session=True)
+        try:
+            supervisor.process = process
+            if supervisor.requests:
+                raise _EndNow
+            process.wait()
+        except _EndNow:
+            end_session(process)
+    return Ending(process.wait(), stopped=supervisor.requests > 0)
+
+
+@contextmanager
+def _handling(supervisor: _Supervisor) -> Iterator[None]:
+    before = {number: signal.signal(number, supervisor.on_signal) for number in _REQUESTS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def end_session(process: subprocess.Popen[bytes]) -> None:
+    """End `process`, the leader of a session, and all that descends from it or is in its session, by force if needed.
+
+    It is asked first, because it alone can end its ranks on other nodes.
+    """
+    others = _session(process.pid)
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_END_SECONDS)
+    process.kill()
+    for other in others:
+        with suppress(psutil.NoSuchProcess):
+            other.kill()
+
+
+def _session(leader: int) -> list[psutil.Process]:
+    """Return all processes in the session of `leader` or descending from it, but for itself."""
+    found: dict[int, psutil.Process] = {}
+    for process in psutil.process_iter():
+        with suppress(ProcessLookupError, PermissionError):
+            if os.getsid(process.pid) == leader:
+                found[process.pid] = process
+    with suppress(psutil.NoSuchProcess):
+        found |= {child.pid: child for child in psutil.Process(leader).children(recursive=True)}
+    found.pop(leader, None)
+    return list(found.values())
