@@ -4,7 +4,6 @@ A configuration is a TOML file. Paths in it are relative to the file's folder; `
 that the rest of the library never asks where a path came from. This file imports neither torch nor MPI.
 """
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,10 +21,10 @@ from pydantic import (
     model_validator,
 )
 
+from hpcvol.elastic.units import default_unit_size
 from hpcvol.errors import ConfigError
 from hpcvol.train import config_errors, toml
 
-UNITS_PER_BATCH = 8
 DEFAULT_SPLIT = {"train": 0.9, "val": 0.05, "test": 0.05}
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -112,8 +111,7 @@ class OptimizerConfig(_Section):
 
 
 def _default_unit_size(section: dict[str, Any]) -> int:
-    batch_size: int = section.get("batch_size", UNITS_PER_BATCH)
-    return math.ceil(batch_size / UNITS_PER_BATCH)
+    return default_unit_size(section["batch_size"])
 
 
 def _default_epochs(section: dict[str, Any]) -> int | None:
@@ -150,8 +148,8 @@ class TrainConfig(_Section):
     share_devices: bool = Field(default=False, description="Allow more members than GPUs on a node.")
     threads: PositiveInt | Literal["auto"] = Field(
         default="auto",
-        description="CPU threads a member; `auto` divides a node's cores among its members. Other thread counts give "
-        "other bits: to compare runs at different numbers of ranks, give a number.",
+        description="CPU threads a member. `auto` is 1 under the exact sum, because another number of threads gives "
+        "other bits, and a node's cores shared out among its members under the float sum.",
     )
     validate_every_steps: PositiveInt | None = Field(
         default=None, description="Steps between validations; left out, one at the end of each epoch."
