@@ -1,0 +1,113 @@
+"""Shards as mapped memory, each block of them checked when it is first touched."""
+
+import mmap
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from hpcvol.data.manifest import BLOCK_NBYTES, BLOCK_SHIFT, Shard
+from hpcvol.errors import DataError
+
+_REMEDY = "Copy the file again from where it is intact, or build the dataset again."
+
+
+class MappedShards:
+    """The files of one split, mapped read-only.
+
+    Blocks are numbered through all shards; `checked[block]` is 1 once its checksum was found right. A file is never
+    mapped beyond its size (touching such a page kills the process with SIGBUS): sizes are compared with the manifest
+    when mapping, and again whenever blocks are touched for the first time, which finds files that were cut short since.
+
+    Args:
+        folder: of the dataset.
+        split: name, for errors.
+        shards: from the manifest.
+
+    Raises:
+        DataError: a shard is missing, or its size or first block is not what the manifest says.
+    """
+
+    def __init__(self, folder: Path, split: str, shards: Sequence[Shard]) -> None:
+        self.folder = folder
+        self.split = split
+        self.shards = shards
+        starts = np.cumsum([0, *(shard.num_blocks for shard in shards)], dtype=np.int64)
+        self.first_blocks: NDArray[np.int64] = starts
+        self.checked = np.zeros(int(starts[-1]), np.uint8)
+        self.complete = False  # True once every block is checked: then there is nothing left to ask
+        self._maps = [_map(folder / shard.file, shard) for shard in shards]
+        self._memory = [np.frombuffer(mapped, np.uint8) for mapped in self._maps]
+        # The first block holds the HDF5 header and the first rows: enough to know a file that is not the manifest's.
+        self.check(starts[:-1])
+
+    def addresses(self, array: str) -> NDArray[np.int64]:
+        """Return int64[shards]: the address in memory of the data of `array` in each shard."""
+        starts = [
+            memory.ctypes.data + shard.offsets[array] for memory, shard in zip(self._memory, self.shards, strict=True)
+        ]
+        return np.array(starts, np.int64)
+
+    def positions(self, array: str) -> NDArray[np.int64]:
+        """Return int64[shards]: where the data of `array` begins, in bytes counted through all blocks."""
+        within = np.array([shard.offsets[array] for shard in self.shards], np.int64)
+        return (self.first_blocks[:-1] << BLOCK_SHIFT) + within
+
+    def check(self, blocks: NDArray[np.int64]) -> None:
+        """Check `blocks` (numbers, repeats allowed) against the manifest and mark them as checked.
+
+        Raises:
+            DataError: names the shard and the block that is damaged, or the shard that was cut short.
+        """
+        blocks = np.unique(blocks)
+        owners = np.searchsorted(self.first_blocks, blocks, side="right") - 1
+        self._check_sizes(np.unique(owners).tolist())
+        for block, owner in zip(blocks.tolist(), owners.tolist(), strict=True):
+            shard, number = self.shards[owner], block - int(self.first_blocks[owner])
+            begin = number * BLOCK_NBYTES
+            found = xxhash.xxh3_64_hexdigest(self._memory[owner][begin : begin + BLOCK_NBYTES])
+            expected = shard.blocks[16 * number : 16 * number + 16]
+            if found != expected:
+                raise DataError(
+                    f"Shard {self.folder / shard.file} (split {self.split}) is damaged or not the one of this dataset: "
+                    f"block {number} (bytes {begin} to {min(begin + BLOCK_NBYTES, shard.nbytes) - 1}) has checksum "
+                    f"{found}, the manifest says {expected}. {_REMEDY}"
+                )
+        self.checked[blocks] = 1
+        self.complete = bool(self.checked.all())
+
+    def _check_sizes(self, owners: Iterable[int]) -> None:
+        for owner in owners:
+            if self._maps[owner].size() != self.shards[owner].nbytes:
+                raise _wrong_size(self.folder / self.shards[owner].file, self._maps[owner].size(), self.shards[owner])
+
+
+def _map(path: Path, shard: Shard) -> mmap.mmap:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise DataError(f"Shard {path} is missing; the manifest lists it with {shard.rows} rows. {_REMEDY}") from None
+    except OSError as error:
+        raise DataError(
+            f"Shard {path} cannot be opened: {error.strerror}. Each shard takes an open file: raise `ulimit -n` where "
+            "there are too many, or build with larger shards (option shard_nbytes)."
+        ) from error
+    try:
+        size = os.fstat(descriptor).st_size
+        if size != shard.nbytes:
+            raise _wrong_size(path, size, shard)
+        return mmap.mmap(descriptor, shard.nbytes, prot=mmap.PROT_READ)
+    finally:
+        os.close(descriptor)
+
+
+def _wrong_size(path: Path, size: int, shard: Shard) -> DataError:
+    what = "truncated" if size < shard.nbytes else "too long"
+    last_block = size // BLOCK_NBYTES
+    return DataError(
+        f"Shard {path} is {what}: it has {size} bytes (it ends in block {last_block}), the manifest says "
+        f"{shard.nbytes}. {_REMEDY}"
+    )
