@@ -1,0 +1,1 @@
+"""Who is in the run and who does what: units, the bag, dealing, commit."""

@@ -1,0 +1,1 @@
+"""The one door to PyTorch: the step loop, exact and float sums, buffers, the probe."""

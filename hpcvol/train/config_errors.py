@@ -81,10 +81,15 @@ def _what(key: Key, details: list[ErrorDetails], known: dict[Key, bool]) -> str:
             return f"{_show(key)} is missing and has no default"
         case "value_error":
             return first["msg"].removeprefix("Value error, ")
-    expected = " or ".join(dict.fromkeys(item["msg"].removeprefix("Input should be ") for item in details))
+    expected = " or ".join(dict.fromkeys(_expected(item) for item in details))
     inside = tuple(str(part) for part in first["loc"])[len(key) :]
     of = f" (in {'.'.join(inside)})" if inside and len(details) == 1 else ""
     return f"{name} = {_found(first['input'])}{of}, expected {expected}"
+
+
+def _expected(details: ErrorDetails) -> str:
+    words = details["msg"].removeprefix("Input should be ")
+    return words.replace("a valid dictionary", "a table").replace("a valid ", "a ").replace("a integer", "an integer")
 
 
 def _show(key: Key) -> str:

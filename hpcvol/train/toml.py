@@ -135,10 +135,13 @@ def value_text(value: Any) -> str:
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the leaves of nested tables by dotted key: `{"train": {"steps": 3}}` gives `{"train.steps": 3}`."""
+    """Return the leaves of nested tables by dotted key: `{"train": {"steps": 3}}` gives `{"train.steps": 3}`.
+
+    An empty table has no leaves.
+    """
     leaves: dict[str, Any] = {}
     for key, value in table.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping):
             leaves |= flatten(value, f"{prefix}{key}.")
         else:
             leaves[f"{prefix}{key}"] = value

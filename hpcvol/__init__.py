@@ -1,0 +1,72 @@
+"""hpcvol: distributed PyTorch training on whatever MPI nodes volunteer.
+
+Importing this loads neither torch nor MPI; each public name is loaded when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hpcvol.data import Dataset, build_dataset
+    from hpcvol.errors import (
+        CheckpointError,
+        CommError,
+        ConfigError,
+        DataError,
+        HpcvolError,
+        MemberError,
+        ModelError,
+    )
+    from hpcvol.torch.loader import Unit
+    from hpcvol.torch.optimizer import DistributedOptimizer
+    from hpcvol.torch.run import Run
+    from hpcvol.torch.start import start
+    from hpcvol.torch.step import Step
+    from hpcvol.train.config import Config, load_config
+    from hpcvol.train.trainer import Trainer
+
+_HOMES = {
+    "CheckpointError": "hpcvol.errors",
+    "CommError": "hpcvol.errors",
+    "Config": "hpcvol.train.config",
+    "ConfigError": "hpcvol.errors",
+    "DataError": "hpcvol.errors",
+    "Dataset": "hpcvol.data",
+    "DistributedOptimizer": "hpcvol.torch.optimizer",
+    "HpcvolError": "hpcvol.errors",
+    "MemberError": "hpcvol.errors",
+    "ModelError": "hpcvol.errors",
+    "Run": "hpcvol.torch.run",
+    "Step": "hpcvol.torch.step",
+    "Trainer": "hpcvol.train.trainer",
+    "Unit": "hpcvol.torch.loader",
+    "build_dataset": "hpcvol.data",
+    "load_config": "hpcvol.train.config",
+    "start": "hpcvol.torch.start",
+}
+
+__all__ = [
+    "CheckpointError",
+    "CommError",
+    "Config",
+    "ConfigError",
+    "DataError",
+    "Dataset",
+    "DistributedOptimizer",
+    "HpcvolError",
+    "MemberError",
+    "ModelError",
+    "Run",
+    "Step",
+    "Trainer",
+    "Unit",
+    "build_dataset",
+    "load_config",
+    "start",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hpcvol' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,31 @@
+"""The bag of a step's units that one worker still has to compute."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
+
+from hpcvol.elastic.units import UnitSpan
+
+T = TypeVar("T")
+
+
+def deal(items: Sequence[T], workers: int, worker: int) -> list[T]:
+    """Return worker `worker`'s contiguous share of `items`: shares differ by one at most, earlier workers have more."""
+    share, extra = divmod(len(items), workers)
+    start = worker * share + min(worker, extra)
+    return list(items[start : start + share + (worker < extra)])
+
+
+class Bag:
+    """Units to compute; iteration takes them out until none is left, those put back while it runs included."""
+
+    def __init__(self, spans: Iterable[UnitSpan]) -> None:
+        self._spans = deque(spans)
+
+    def put(self, spans: Iterable[UnitSpan]) -> None:
+        """Put units (back) into the bag."""
+        self._spans.extend(spans)
+
+    def __iter__(self) -> Iterator[UnitSpan]:
+        while self._spans:
+            yield self._spans.popleft()

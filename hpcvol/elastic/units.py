@@ -1,0 +1,86 @@
+"""Which samples belong to which unit: pure arithmetic, the same on every member."""
+
+from dataclasses import dataclass
+
+from hpcvol.errors import ConfigError
+
+UNITS_PER_BATCH = 8
+
+
+@dataclass(frozen=True)
+class UnitSpan:
+    """One work unit: `count` samples of epoch `epoch`, from position `position` of its order.
+
+    `(step, index)` names the unit; nothing else may decide what it computes.
+    """
+
+    step: int
+    index: int
+    epoch: int
+    position: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How an epoch of samples is cut into steps, and a step into units.
+
+    Each step takes the next `batch_size` samples of the epoch's order, the last step of an epoch what is left, so that
+    every sample is used exactly once an epoch whatever the number of workers.
+
+    Args:
+        num_samples: samples in an epoch, > 0.
+        batch_size: samples a step.
+        unit_size: samples a unit; the last unit of a step may be smaller.
+
+    Raises:
+        ConfigError: a size below one, or no samples.
+    """
+
+    num_samples: int
+    batch_size: int
+    unit_size: int
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1:
+            raise ConfigError("the training split holds 0 samples; training needs at least one")
+        for key in ("batch_size", "unit_size"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"{key} = {getattr(self, key)}: expected at least 1 sample")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in an epoch, the ragged last one included."""
+        return -(-self.num_samples // self.batch_size)
+
+    @property
+    def units_per_step(self) -> int:
+        """Units of a full step: the bound that the exact sum's headroom is computed from."""
+        return -(-self.batch_size // self.unit_size)
+
+    def epoch(self, step: int) -> int:
+        """Return the epoch (from 0) that step `step` (from 0) belongs to."""
+        return step // self.steps_per_epoch
+
+    def units(self, step: int) -> list[UnitSpan]:
+        """Return the units of step `step` (from 0), in the order of their index."""
+        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
+        start = step_of_epoch * self.batch_size
+        stop = min(start + self.batch_size, self.num_samples)
+        return [
+            UnitSpan(step, index, epoch, position, min(self.unit_size, stop - position))
+            for index, position in enumerate(range(start, stop, self.unit_size))
+        ]
+
+
+def merge(spans: list[UnitSpan]) -> list[UnitSpan]:
+    """Return neighbouring units as one unit under the first one's name, for the float sum: one pass over a worker's share."""
+    if not spans:
+        return []
+    first = spans[0]
+    return [UnitSpan(first.step, first.index, first.epoch, first.position, sum(span.count for span in spans))]
+
+
+def default_unit_size(batch_size: int) -> int:
+    """Return an eighth of the batch, rounded up: eight units leave something to deal to up to eight workers."""
+    return -(-batch_size // UNITS_PER_BATCH)

@@ -1,0 +1,198 @@
+"""The exact sum of a step: weighted tensors of all units, added in fixed point, read back as a weighted mean.
+
+For tensor t with exponent e, unit u adds q = rint(weight_u · x_u · 2^e), and the mean is Σ q / 2^e / Σ weight.
+
+Exponents. After a step is committed a tensor's exponent is set so that the step's largest |weight · x| would land between
+2^(LIMIT - HEADROOM_BITS - 1) and 2^(LIMIT - HEADROOM_BITS), where 2^LIMIT = 2^62 / units a step. It is one number a tensor,
+a function of the data alone, so neither buckets nor ranks nor order can change a bit. A tensor without history has DEFAULT_EXPONENT.
+
+Overflow. A unit whose largest |weight · x| · 2^e exceeds 2^62 / units makes the step be computed again, at the exponent that
+the step's maximum asks for. Units are pure, so the second maximum is the first.
+
+Error. Each unit is rounded once: |mean - exact mean| ≤ units · 2^(-e-1) / Σ weight, then one rounding to the tensor's dtype.
+With e from history that is at most units · M · 2^(HEADROOM_BITS - LIMIT) / Σ weight, M being the last step's largest |weight · x|:
+for 8 units 2^-46 of the largest term, where adding in float32 loses up to 2^-24 of each term.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hpcvol.errors import CheckpointError, ModelError
+from hpcvol.kernels import fixed_point
+from hpcvol.strategies.allreduce import AllReduce
+from hpcvol.torch.staging import Staging
+
+DEFAULT_EXPONENT = 40
+HEADROOM_BITS = 10
+_LARGEST_EXPONENT = 900
+_ALIGNMENT = 8  # elements of int64: 64 bytes
+_ABSENT = -1.0  # below any magnitude: no unit had this tensor
+
+
+@dataclass(frozen=True)
+class Term:
+    """One tensor that is summed: a parameter's gradient or a buffer's change."""
+
+    name: str
+    numel: int
+
+
+class ExactSum:
+    """Accumulates the terms of this worker's units, then sums over all workers.
+
+    Args:
+        terms: the tensors, in an order that is the same on every member.
+        units_per_step: units of a full step, which bounds how many terms are ever added.
+        strategy: combines vectors over ranks.
+        device: where terms are and sums are kept.
+    """
+
+    def __init__(self, terms: Sequence[Term], units_per_step: int, strategy: AllReduce, device: torch.device) -> None:
+        self._terms = list(terms)
+        self._strategy = strategy
+        self._limit = 62 - max(0, math.ceil(math.log2(units_per_step)))
+        starts, end = [], 0
+        for term in self._terms:
+            starts.append(end)
+            end += -(-term.numel // _ALIGNMENT) * _ALIGNMENT
+        self._total = torch.zeros(end, dtype=torch.int64, device=device)
+        self._slices = [
+            self._total[start : start + term.numel] for start, term in zip(starts, self._terms, strict=True)
+        ]
+        self._staging = Staging(self._total)
+        self._largest = np.full(len(self._terms), _ABSENT)
+        self._exponents = np.full(len(self._terms), DEFAULT_EXPONENT, np.int64)
+
+    def reset(self) -> None:
+        """Forget every unit of this step."""
+        self._total.zero_()
+        self._largest.fill(_ABSENT)
+
+    def add(self, index: int, values: torch.Tensor, weight: int) -> None:
+        """Add `weight · values` of one unit to term `index`. Local.
+
+        Args:
+            index: position in `terms`.
+            values: floating point, any shape of `numel` elements, on the device of the sum; left alone.
+            weight: positive.
+        """
+        scale = math.ldexp(float(weight), int(self._exponents[index]))
+        largest = weight * _accumulate(values.detach(), scale, self._slices[index])
+        # np.maximum keeps NaN where max() would drop it; it has to reach every member.
+        self._largest[index] = np.maximum(self._largest[index], largest)
+
+    def agree(self) -> bool:
+        """Find over all ranks whether the step's sums can be used. Collective.
+
+        Returns:
+            False when a term overflowed: exponents are set to what its maximum asks for, the sums are reset, and all
+            units of the step must be added again.
+
+        Raises:
+            ModelError: a term is not finite; raised on every member, with the first such name.
+        """
+        # The bit patterns of non-negative doubles are ordered as integers are, with infinity and NaN above the rest.
+        bits = np.where(self._largest == _ABSENT, -1, np.abs(self._largest).view(np.int64))
+        self._strategy.max(bits)
+        self._largest = np.where(bits < 0, _ABSENT, np.maximum(bits, 0).view(np.float64))
+        bad = np.flatnonzero(~np.isfinite(self._largest))
+        if bad.size:
+            raise NonFiniteSum(self._terms[int(bad[0])].name, float(self._largest[bad[0]]))
+        overflow = [
+            i
+            for i, (x, e) in enumerate(zip(self._largest, self._exponents, strict=True))
+            if not self._fits(float(x), int(e))
+        ]
+        if not overflow:
+            return True
+        self._exponents[overflow] = [self._exponent_for(float(self._largest[i])) for i in overflow]
+        self.reset()
+        return False
+
+    def reduce(self) -> None:
+        """Sum over all ranks, in integers. Collective."""
+        self._staging.apply(self._strategy.sum)
+
+    def present(self, index: int) -> bool:
+        """Whether any unit of any worker added to term `index`; known after `agree`."""
+        return bool(self._largest[index] != _ABSENT)
+
+    def mean(self, index: int, weight: int, out: torch.Tensor) -> None:
+        """Write Σ weight·x / Σ weight of term `index` to `out`; `weight` is the step's Σ weight. Local."""
+        _mean(self._slices[index], math.ldexp(1.0, int(self._exponents[index])), weight, out)
+
+    def commit(self) -> None:
+        """Make the step's magnitudes the history that the next step's exponents follow from, and start afresh."""
+        for i, largest in enumerate(self._largest):
+            if largest > 0:
+                self._exponents[i] = self._exponent_for(float(largest))
+        self.reset()
+
+    def exponents(self) -> dict[str, int]:
+        """Return the exponent of every term by name: with the parameters, all that a checkpoint needs."""
+        return {term.name: int(e) for term, e in zip(self._terms, self._exponents, strict=True)}
+
+    def load_exponents(self, exponents: Mapping[str, int]) -> None:
+        """Take up exponents from a checkpoint.
+
+        Raises:
+            CheckpointError: the names are not those of this model.
+        """
+        names = [term.name for term in self._terms]
+        if set(exponents) != set(names):
+            odd = sorted(set(exponents) ^ set(names))[0]
+            raise CheckpointError(
+                f"the checkpoint's exponents and the model disagree about tensor {odd!r}: another model?"
+            )
+        self._exponents[:] = [exponents[name] for name in names]
+
+    def _fits(self, largest: float, exponent: int) -> bool:
+        return largest <= 0 or largest <= math.ldexp(1.0, self._limit - exponent)
+
+    def _exponent_for(self, largest: float) -> int:
+        return min(self._limit - HEADROOM_BITS - math.frexp(largest)[1], _LARGEST_EXPONENT)
+
+
+class NonFiniteSum(ModelError):
+    """A term of the sum is infinite or not a number."""
+
+    def __init__(self, name: str, value: float) -> None:
+        self.name = name
+        self.value = value
+        super().__init__(f"{name} is not finite", everywhere=True)
+
+
+def _accumulate(values: torch.Tensor, scale: float, total: torch.Tensor) -> float:
+    """Add rint(values · scale) to `total`, on the CPU in one fused pass, elsewhere in torch's operations; same integers."""
+    if values.layout != torch.strided:
+        values = values.to_dense()
+    if values.dtype not in (torch.float32, torch.float64):
+        values = values.float()
+    flat = values.reshape(-1)
+    if flat.numel() == 0:
+        return 0.0
+    if flat.device.type == "cpu":
+        return fixed_point.accumulate(_array(flat.contiguous()), scale, _array(total))
+    return accumulate_in_torch(flat, scale, total)
+
+
+def accumulate_in_torch(flat: torch.Tensor, scale: float, total: torch.Tensor) -> float:
+    """`hpcvol.kernels.fixed_point.accumulate` in torch's own operations, for tensors on any device: the same integers."""
+    total.add_(torch.round(flat.double() * scale).to(torch.int64))
+    return float(flat.abs().max())
+
+
+def _mean(total: torch.Tensor, scale: float, weight: int, out: torch.Tensor) -> None:
+    if out.device.type == "cpu" and out.is_contiguous() and out.dtype in (torch.float32, torch.float64):
+        fixed_point.mean(_array(total), scale, float(weight), _array(out.view(-1)))
+    else:
+        out.copy_((total.double() / scale / float(weight)).view(out.shape))
+
+
+def _array(tensor: torch.Tensor) -> NDArray[np.generic]:
+    return tensor.numpy()

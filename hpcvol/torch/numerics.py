@@ -1,0 +1,107 @@
+"""What decides the bits of a gradient besides the parameters: the numerics class; and whether members run the same code."""
+
+import hashlib
+import platform
+import sys
+from collections.abc import Iterable
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy
+import torch
+
+import hpcvol
+from hpcvol import kernels
+from hpcvol.comm import Group
+from hpcvol.errors import ConfigError
+
+_REMEDIES = {
+    "threads": "set train.threads to one number for all",
+    "instruction set": "set the environment variable ATEN_CPU_CAPABILITY (for example avx2) to one that all have",
+    "processor": "limit the run to nodes of one kind, or set ATEN_CPU_CAPABILITY and MKL_ENABLE_INSTRUCTIONS to what all have",
+    "device": "set train.device to one kind for all",
+    "torch": "install the same version everywhere",
+    "torch build": "install the same build everywhere",
+}
+
+
+def numerics_class() -> dict[str, str]:
+    """Return the facts that members must share for a unit's gradient to have the same bits on each of them. Local."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() and torch.cuda.is_initialized() else "cpu"
+    return {
+        "torch": torch.__version__,
+        "device": gpu,
+        "threads": str(torch.get_num_threads()),
+        "instruction set": torch.backends.cpu.get_cpu_capability(),
+        "processor": _processor(),
+        "torch build": hashlib.sha256(torch.__config__.show().encode()).hexdigest()[:12],
+    }
+
+
+def describe_differences(one: dict[str, str], other: dict[str, str]) -> str:
+    """Return a sentence that names what differs between two classes and the setting that would make them agree."""
+    different = [key for key in one if one[key] != other.get(key)]
+    if not different:
+        return "Nothing known of their numerics differs: check that they run the same libraries and that the model is deterministic"
+    found = "; ".join(f"{key}: {one[key]} and {other.get(key)}" for key in different)
+    return f'They differ in {found}. To make them agree, {_REMEDIES[different[0]]}, or set train.sum = "float"'
+
+
+def agree_on_code(group: Group, files: Iterable[Path]) -> None:
+    """Check that all members run the same code and libraries. Collective.
+
+    Args:
+        group: the live ranks.
+        files: the user's own files (model, script), compared by content.
+
+    Raises:
+        ConfigError: on every member, naming the first difference and who has what.
+    """
+    facts = {
+        "Python": platform.python_version(),
+        "hpcvol": f"{version('hpcvol')} ({_digest_of_sources()})",
+        "torch": torch.__version__,
+        "NumPy": numpy.__version__,
+        "Numba": version("numba"),
+    }
+    facts |= {f"the file {path.name}": _digest_of_file(path) for path in files}
+    everybody = group.gather_objects(facts)
+    for member, other in enumerate(everybody):
+        for name in everybody[0] | other:
+            one_has, other_has = everybody[0].get(name, "absent"), other.get(name, "absent")
+            if one_has != other_has:
+                raise ConfigError(
+                    f"members run different code: {name} is {one_has} on member 0 ({group.hosts[0]}) and {other_has} on member "
+                    f"{member} ({group.hosts[member]}); start all members from the same environment and files",
+                    everywhere=True,
+                )
+
+
+def main_files(model: torch.nn.Module) -> list[Path]:
+    """Return the files that the user's code is in as far as they can be known: the script, and the model's module."""
+    modules = [sys.modules.get("__main__"), sys.modules.get(type(model).__module__)]
+    paths = {Path(file).resolve() for module in modules if (file := getattr(module, "__file__", None))}
+    return sorted(path for path in paths if path.is_file() and "site-packages" not in path.parts)
+
+
+@cache
+def _digest_of_sources() -> str:
+    total = hashlib.sha256()
+    for package in (hpcvol, kernels):
+        for folder in package.__path__:
+            for path in sorted(Path(folder).rglob("*.py")) if Path(folder).is_dir() else []:
+                total.update(path.read_bytes())
+    return total.hexdigest()[:12]
+
+
+def _digest_of_file(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+
+
+@cache
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()

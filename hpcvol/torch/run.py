@@ -1,0 +1,222 @@
+"""A run: one model trained by all members, step by step."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hpcvol.comm import Group
+from hpcvol.elastic.bag import deal
+from hpcvol.elastic.units import Batching, UnitSpan, merge
+from hpcvol.errors import CheckpointError, ConfigError, ModelError
+from hpcvol.strategies.allreduce import AllReduce
+from hpcvol.torch.buffers import Buffers
+from hpcvol.torch.evaluation import Evaluation, evaluate
+from hpcvol.torch.exact import ExactSum
+from hpcvol.torch.float_sum import FloatGradients
+from hpcvol.torch.gradients import ExactGradients, Gradients, clip, gradient_norm, parameter_terms
+from hpcvol.torch.loader import Loader, Unit
+from hpcvol.torch.samples import Samples
+from hpcvol.torch.seeding import BETWEEN_STEPS, seed_generators
+from hpcvol.torch.staging import broadcast_tensor
+from hpcvol.torch.step import Step
+
+logger = logging.getLogger("hpcvol")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run trains, besides its model, optimizer and data.
+
+    Args:
+        batch_size: samples a step, whatever the number of workers.
+        unit_size: samples a unit.
+        sum: "exact": the same bits whichever members computed the units; "float": faster, other bits at other counts.
+        seed: decides sample order and random numbers.
+        clip_norm: largest 2-norm of a step's gradient; None does not clip.
+        algorithm: all-reduce algorithm: "auto", "ring", "library".
+    """
+
+    batch_size: int
+    unit_size: int
+    sum: str = "exact"
+    seed: int = 0
+    clip_norm: float | None = None
+    algorithm: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.sum not in ("exact", "float"):
+            raise ConfigError(f'train.sum = "{self.sum}": expected "exact" or "float"')
+
+
+class Run:
+    """One model trained by all members of a group. Made by `hpcvol.start`.
+
+    Attributes:
+        model, optimizer: what is trained, replicated on every member.
+        settings: how.
+        group: the live ranks.
+        device: where this member computes.
+        step: steps committed so far, over the life of the model (a resumed run goes on counting).
+        batching: how samples become steps and units.
+        member: this process's id, never reused.
+        is_first: whether this is the member that writes and prints for all.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        samples: Samples,
+        settings: Settings,
+        group: Group,
+        device: torch.device,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.settings = settings
+        self.group = group
+        self.device = device
+        self.step = 0
+        self.batching = Batching(len(samples), settings.batch_size, settings.unit_size)
+        self.loader = Loader(samples, settings.seed, device)
+        self.needs_probe = settings.sum == "exact"
+        self.strategy = AllReduce(group, settings.algorithm)
+        self._parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        if not self._parameters:
+            raise ModelError("the model has no parameter that requires a gradient: nothing to train")
+        self._exact: ExactSum | None = None
+        self.gradients = self._make_gradients()
+        self.buffers = Buffers(model, self.batching.units_per_step, self.strategy, device)
+        self.broadcast_model()
+
+    @property
+    def member(self) -> int:
+        """This process's id."""
+        return self.group.members[self.group.rank]
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this member writes and prints for all."""
+        return self.group.rank == 0
+
+    def describe_batch(self) -> str:
+        """Return what a batch is, as in `batch 64 = 8 units of 8 over 3 workers`."""
+        units, workers = self.batching.units_per_step, self.group.size
+        return (
+            f"batch {self.settings.batch_size} = {units} {'unit' if units == 1 else 'units'} of {self.settings.unit_size} over "
+            f"{workers} {'worker' if workers == 1 else 'workers'}"
+        )
+
+    def steps(self, until: int) -> Iterator[Step]:
+        """Yield the steps from the next one to number `until` (steps since the model was new, not since the last start).
+
+        Raises:
+            ModelError: the loop left a step before its units were all computed.
+        """
+        self._warn_about_idle_workers()
+        while self.step < until:
+            index = self.step
+            yield Step(self, index)
+            if self.step == index:
+                raise ModelError(
+                    f"step {index} was left before its bag was empty: let `for unit in step` run to its end, also after `continue`"
+                )
+
+    def evaluate(self, function: Callable[[Unit], Any], samples: Samples) -> Evaluation:
+        """Average `function(unit)` over samples, each once, shared out over the workers. Collective.
+
+        Args:
+            function: returns a unit's mean loss, or a mapping with `loss`, optionally `weight`, and metrics. The model is in
+                evaluation mode and no gradients are kept.
+            samples: what to evaluate on; read in stored order.
+
+        Returns:
+            The means; the same bits on every member and at any number of members.
+        """
+        return evaluate(self, function, samples)
+
+    def deal(self, spans: list[UnitSpan]) -> list[UnitSpan]:
+        """Return this worker's share of a step's units. Local."""
+        mine = deal(spans, self.group.size, self.group.rank)
+        return merge(mine) if self.gradients.merges_units else mine
+
+    def prepare(self, span: UnitSpan) -> Unit:
+        """Make ready for one unit: its samples, committed buffers, no gradients, seeded generators. Local."""
+        unit = self.loader.load(span)
+        self.buffers.prepare()
+        self.gradients.prepare()
+        seed_generators(self.settings.seed, span.step, span.index)
+        return unit
+
+    def apply(self, step: Step) -> None:
+        """Take the summed step: commit, clip, and let the optimizer change the parameters, the same on every member."""
+        self.commit(step)
+        if step.weight:
+            self.gradients.finish(step.weight)
+            self.buffers.finish(step.weight)
+            parameters = [parameter for _, parameter in self._parameters]
+            step.gradient_norm = gradient_norm(parameters)
+            if self.settings.clip_norm is not None:
+                clip(parameters, step.gradient_norm, self.settings.clip_norm)
+            self.optimizer.step()
+        self.gradients.commit()
+        self.buffers.commit()
+        self.step += 1
+        # Units left the generators where this worker's last unit put them; what is drawn between steps must not tell.
+        seed_generators(self.settings.seed, self.step, 0, BETWEEN_STEPS)
+
+    def commit(self, step: Step) -> None:
+        """The hook at which a step takes effect on all live members or on none; nobody can be lost yet, so it always does."""
+
+    def broadcast_model(self) -> None:
+        """Give every member the parameters and buffers of the first. Collective."""
+        for tensor in [*self.model.parameters(), *self.model.buffers()]:
+            broadcast_tensor(self.group, tensor)
+        self.buffers.take_current()
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint needs besides the model and the optimizer, as plain numbers and names."""
+        exponents = self._exact.exponents() if self._exact else {}
+        return {"step": self.step, "exponents": exponents, "buffer_exponents": self.buffers.total.exponents()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`, after model and optimizer were loaded. Local; the same on every member.
+
+        Raises:
+            CheckpointError: the state is not of this model.
+        """
+        try:
+            self.step = int(state["step"])
+            if self._exact:
+                self._exact.load_exponents(state["exponents"])
+            self.buffers.total.load_exponents(state["buffer_exponents"])
+        except KeyError as error:
+            raise CheckpointError(
+                f"the checkpoint's state has no entry {error}: it was not written by this version"
+            ) from None
+        self.buffers.take_current()
+
+    def close(self) -> None:
+        """End the prefetch thread."""
+        self.loader.close()
+
+    def _make_gradients(self) -> Gradients:
+        parameters = [parameter for _, parameter in self._parameters]
+        if self.settings.sum == "float":
+            return FloatGradients(parameters, self.strategy, self.device)
+        terms = parameter_terms(self._parameters)
+        self._exact = ExactSum(terms, self.batching.units_per_step, self.strategy, self.device)
+        return ExactGradients(parameters, self._exact)
+
+    def _warn_about_idle_workers(self) -> None:
+        units, workers = self.batching.units_per_step, self.group.size
+        if units < workers and self.is_first:
+            logger.warning(
+                "a step has %d units and there are %d workers: %d of them idle; lower train.unit_size or raise train.batch_size",
+                units,
+                workers,
+                workers - units,
+            )

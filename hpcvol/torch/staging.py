@@ -1,0 +1,48 @@
+"""Getting a tensor's elements to MPI and back: nothing to do on the CPU, pinned host memory for a GPU.
+
+MPI libraries from wheels know no GPU memory, so a GPU's vector is copied to page-locked memory, combined there and copied back.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hpcvol.collectives import broadcast
+from hpcvol.comm import Group
+
+
+class Staging:
+    """Lends the elements of one flat tensor to functions on NumPy vectors.
+
+    Args:
+        tensor: contiguous, 1-D; its storage must stay the same.
+    """
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._tensor = tensor
+        on_gpu = tensor.device.type != "cpu"
+        self._host = torch.empty_like(tensor, device="cpu", pin_memory=True) if on_gpu else tensor
+        self._vector: NDArray[Any] = self._host.numpy()
+
+    def apply(self, function: Callable[[NDArray[Any]], None]) -> None:
+        """Call `function(vector)`, which changes the vector in place; the tensor has the result afterwards."""
+        if self._host is self._tensor:
+            function(self._vector)
+            return
+        self._host.copy_(self._tensor)
+        function(self._vector)
+        self._tensor.copy_(self._host)
+
+
+def broadcast_tensor(group: Group, tensor: torch.Tensor) -> None:
+    """Give every rank the bits that rank 0 has in `tensor`, of any dtype, shape and device. Collective, in place."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    words = np.zeros(-(-flat.numel() // 4), np.int32)
+    octets = words.view(np.uint8)[: flat.numel()]
+    octets[:] = flat.numpy()
+    broadcast(group, words)
+    with torch.no_grad():
+        tensor.copy_(torch.from_numpy(octets).view(tensor.dtype).view(tensor.shape))

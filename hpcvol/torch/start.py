@@ -1,0 +1,76 @@
+"""`hpcvol.start`: from a model, an optimizer and data to a run."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hpcvol.comm import start as start_mpi
+from hpcvol.comm import together
+from hpcvol.data import Dataset, Split
+from hpcvol.elastic.units import default_unit_size
+from hpcvol.torch.device import choose_device, choose_threads, make_deterministic
+from hpcvol.torch.numerics import agree_on_code, main_files
+from hpcvol.torch.run import Run, Settings
+from hpcvol.torch.samples import MapSamples, Samples, ShardSamples, Transform
+
+
+def start(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    data: str | Path | Split | Any,
+    batch_size: int,
+    unit_size: int | None = None,
+    *,
+    sum: str = "exact",
+    seed: int = 0,
+    clip_norm: float | None = None,
+    device: str = "auto",
+    threads: int | str = "auto",
+) -> Run:
+    """Start MPI and make a run of `model` on all members. Collective.
+
+    Every member calls it with the same arguments; parameters and buffers become those of the first member. The model is moved
+    to the member's device and torch's threads are set.
+
+    Args:
+        model: called by your own loop.
+        optimizer: of the model's parameters.
+        data: a dataset folder (its split `train` is used), a split of an open dataset, or a map-style torch dataset.
+        batch_size: samples a step, over all members together.
+        unit_size: samples a unit, the portion a worker computes at a time; an eighth of the batch by default. It does not
+            depend on the number of members, because the weights must not.
+        sum: "exact": the same weights to the bit at any number of members; "float": faster, without that promise.
+        seed: decides sample order and the random numbers of each unit.
+        clip_norm: largest 2-norm of the gradient; None does not clip.
+        device: "auto", "cpu" or "cuda".
+        threads: CPU threads a member; "auto" is 1 under the exact sum and the node's cores shared out otherwise.
+
+    Raises:
+        HpcvolError: what cannot work, the same on every member.
+
+    Example:
+        >>> run = hpcvol.start(model, optimizer, data="data/", batch_size=64)  # doctest: +SKIP
+        >>> for step in run.steps(1000):  # doctest: +SKIP
+        ...     for unit in step:
+        ...         step.backward(loss_fn(model(unit["x"]), unit["y"]))
+    """
+    group = start_mpi()
+    with together(group, "starting the run"):
+        settings = Settings(
+            batch_size, default_unit_size(batch_size) if unit_size is None else unit_size, sum, seed, clip_norm
+        )
+        samples = open_samples(data)
+    agree_on_code(group, main_files(model))
+    where = choose_device(device, group)
+    choose_threads(threads, settings.sum == "exact", group)
+    if settings.sum == "exact":
+        make_deterministic(where)
+    return Run(model.to(where), optimizer, samples, settings, group, where)
+
+
+def open_samples(data: str | Path | Split | Any, split: str = "train", transform: Transform | None = None) -> Samples:
+    """Return samples of a dataset folder's split, of an open split, or of a map-style torch dataset. Local."""
+    if isinstance(data, (str, Path)):
+        data = Dataset.open(data).split(split)
+    return ShardSamples(data, transform) if isinstance(data, Split) else MapSamples(data, transform)

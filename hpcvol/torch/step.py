@@ -1,0 +1,183 @@
+"""One training step: a bag of units, computed, summed, committed, applied."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hpcvol.elastic.bag import Bag
+from hpcvol.elastic.units import UnitSpan
+from hpcvol.errors import ModelError
+from hpcvol.torch.exact import NonFiniteSum
+from hpcvol.torch.loader import Unit
+from hpcvol.torch.means import weighted_mean
+from hpcvol.torch.outputs import integer_weight, scalar_loss
+from hpcvol.torch.probe import Digests, compare, digest_unit
+
+if TYPE_CHECKING:
+    from hpcvol.torch.run import Run
+
+
+@dataclass(frozen=True)
+class UnitRecord:
+    """What a unit reports besides its gradient."""
+
+    member: int
+    weight: int
+    loss: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+class Step:
+    """A step of a run. Iterate over it once; give each unit's loss to `backward`.
+
+    When the iteration ends the step is over: its units were summed over all workers and the optimizer was applied, the same on
+    every member. A unit may come more than once: the probe of a run's first step computes two units that do not count, and a
+    step whose gradients outgrew the range of their sum is computed again.
+
+    Attributes:
+        index: the step's number, from 0.
+        epoch: the epoch (from 0) its samples belong to.
+        loss: Σ weight·loss / Σ weight over all units of all workers; known when the step is over, as are the following.
+        metrics: the like means of the metrics given to `backward`.
+        weight: Σ weight of the step.
+        num_samples: samples of the step.
+        gradient_norm: 2-norm of the step's gradient, before clipping.
+        attempts: how often the units were computed.
+    """
+
+    def __init__(self, run: "Run", index: int) -> None:
+        self._run = run
+        self._units = run.batching.units(index)
+        self._mine = run.deal(self._units)
+        self._open: Unit | None = None
+        self._records: dict[int, UnitRecord] = {}
+        self._probed: list[Digests] | None = None
+        self.index = index
+        self.epoch = run.batching.epoch(index)
+        self.num_samples = sum(span.count for span in self._units)
+        self.loss = math.nan
+        self.metrics: dict[str, float] = {}
+        self.weight = 0
+        self.gradient_norm = math.nan
+        self.attempts = 0
+
+    def __iter__(self) -> Iterator[Unit]:
+        if self._run.needs_probe:
+            yield from self._probe()
+        bag = Bag(self._mine)
+        while True:
+            self._begin()
+            for span in bag:
+                yield from self._offer(span)
+            if self._finish():
+                return
+            bag.put(self._mine)
+
+    def backward(
+        self, loss: torch.Tensor, weight: int | None = None, metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Differentiate the loss of the unit at hand and take in its gradient. Local.
+
+        Args:
+            loss: the unit's mean loss, one element.
+            weight: what the mean was taken over (samples by default; say the tokens if it is tokens); 0 leaves the unit out.
+            metrics: further means over the same, to be averaged over the step.
+
+        Raises:
+            ModelError: no unit is at hand, or a loss or weight that cannot be used.
+        """
+        unit = self._open
+        if unit is None:
+            raise ModelError(
+                f"step {self.index}: backward() was called twice for one unit, or outside `for unit in step`"
+            )
+        self._open = None
+        weight = unit.num_samples if weight is None else integer_weight(weight)
+        loss = scalar_loss(loss)
+        if self._probed is not None:
+            self._probed.append(self._digest(unit, loss))
+            return
+        self._records[unit.index] = UnitRecord(self._run.member, weight, float(loss.detach()), dict(metrics or {}))
+        if weight:
+            self._run.gradients.backward(loss, weight)
+            self._run.buffers.add(weight)
+
+    def _offer(self, span: UnitSpan) -> Iterator[Unit]:
+        unit = self._open = self._run.prepare(span)
+        yield unit
+        if self._open is not None:
+            raise ModelError(f"step {self.index}: unit {span.index} was not given to step.backward()")
+
+    def _begin(self) -> None:
+        self._records = {}
+        self._run.gradients.reset()
+        self._run.buffers.reset()
+        self._run.loader.prefetch(self._mine)
+        self._run.loader.prefetch(self._run.deal(self._run.batching.units(self.index + 1)))
+
+    def _finish(self) -> bool:
+        """Sum, commit and apply. Collective. False: all units must be computed again."""
+        run = self._run
+        self.attempts += 1
+        records: dict[int, UnitRecord] = {}
+        for part in run.group.gather_objects(self._records):
+            records |= part
+        self._check_losses(records)
+        try:
+            gradients_fit, buffers_fit = run.gradients.agree(), run.buffers.agree()
+        except NonFiniteSum as error:
+            raise ModelError(
+                f"step {self.index}: {error.name} holds {error.value} although every loss is finite; lower the learning rate, clip "
+                "gradients (optimizer.clip_norm), or look for a division by zero or the root of zero in the model",
+                everywhere=True,
+            ) from None
+        if not (gradients_fit and buffers_fit):
+            if self.attempts > 2:
+                raise ModelError(
+                    f"step {self.index}: gradients outgrew the exact sum's range {self.attempts} times at exponents that fit their "
+                    "own maximum: the units are not pure functions of the parameters",
+                    everywhere=True,
+                )
+            return False
+        run.gradients.reduce()
+        run.buffers.reduce()
+        self._average(records)
+        run.apply(self)
+        return True
+
+    def _check_losses(self, records: Mapping[int, UnitRecord]) -> None:
+        for index, record in sorted(records.items()):
+            if record.weight and not math.isfinite(record.loss):
+                raise ModelError(
+                    f"step {self.index}: the loss of unit {index}, computed by member {record.member}, is {record.loss}; lower the "
+                    "learning rate, or look at that unit's samples; training stops, the last checkpoint is good",
+                    everywhere=True,
+                )
+
+    def _average(self, records: Mapping[int, UnitRecord]) -> None:
+        counted = [record for _, record in sorted(records.items()) if record.weight]
+        self.weight = sum(record.weight for record in counted)
+        self.loss = weighted_mean((record.loss, record.weight) for record in counted)
+        names = {name: None for record in counted for name in record.metrics}
+        self.metrics = {
+            name: weighted_mean((r.metrics[name], r.weight) for r in counted if name in r.metrics) for name in names
+        }
+
+    def _probe(self) -> Iterator[Unit]:
+        """Compute one unit, another, and the first again; compare on this member and with the others. Collective."""
+        self._probed = []
+        first, other = self._units[0], self._units[-1]
+        for span in (first, other, first):
+            yield from self._offer(span)
+        compare(self._run.group, self._probed[0], self._probed[-1])
+        self._probed = None
+        self._run.needs_probe = False
+
+    def _digest(self, unit: Unit, loss: torch.Tensor) -> Digests:
+        loss.backward()  # type: ignore[no-untyped-call]
+        digests = digest_unit(unit, loss, self._run.model.named_parameters(), self._run.model.named_buffers())
+        self._run.gradients.prepare()
+        return digests

@@ -1,0 +1,113 @@
+"""From a configuration to what is trained: data, model, optimizer."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hpcvol.callables import load_callable
+from hpcvol.comm import Group, together
+from hpcvol.data import Dataset, build_dataset
+from hpcvol.errors import ConfigError, ModelError
+from hpcvol.torch.samples import Samples
+from hpcvol.torch.seeding import seed_generators
+from hpcvol.torch.start import open_samples
+from hpcvol.train.checkpoint import load_weights
+from hpcvol.train.config import Config, DataConfig, is_reference
+from hpcvol.train.optimizers import make_optimizer
+
+
+@dataclass(frozen=True)
+class Data:
+    """Samples to train on, to validate with and to test with; `id` names the content where that is known."""
+
+    train: Samples
+    val: Samples | None
+    test: Samples | None
+    id: str | None
+
+
+def open_data(config: Config, group: Group) -> Data:
+    """Open the data; the first member builds it where `data.source` says how and it does not exist yet. Collective.
+
+    One member builds, because how many parts wrote a dataset decides the order of its rows.
+
+    Raises:
+        DataError, ConfigError: the same on every member.
+    """
+    data = config.data
+    with together(group, f"building the dataset {data.path}"):
+        if group.rank == 0 and data.source is not None and not _exists(Path(data.path)):
+            source = data.source
+            print(f"building {data.path} from {source.kind}: {', '.join(source.paths)}", flush=True)
+            build_dataset(source.kind, source.paths, data.path, split=source.split, options=source.options)
+    with together(group, "opening the data"):
+        transform = None if data.transform is None else load_callable(data.transform, config.folder)
+        if is_reference(data.path):
+            give = load_callable(data.path, config.folder)
+            val, test = (_optional(give(split)) for split in (data.val_split, data.test_split))
+            return Data(open_samples(give(data.train_split), transform=transform), val, test, None)
+        return _open_folder(data, transform)
+    raise AssertionError("together() raises where its body did not return")
+
+
+def build_model(config: Config) -> torch.nn.Module:
+    """Call the model's builder, seeded, and load `model.weights` if there are any. Local.
+
+    Raises:
+        ConfigError: the function is missing. ModelError: it raises, or returns something else than a module.
+    """
+    build = load_callable(config.model.build, config.folder)
+    seed_generators(config.train.seed, 0, 0)
+    try:
+        model = build(**config.model.args)
+    except TypeError as error:
+        raise ModelError(
+            f"model.build = {config.model.build!r} with model.args {config.model.args}: {error}"
+        ) from error
+    if not isinstance(model, torch.nn.Module):
+        raise ModelError(
+            f"model.build = {config.model.build!r} returned a {type(model).__name__}: expected a torch.nn.Module"
+        )
+    if config.model.weights is not None:
+        load_weights(Path(config.model.weights), model)
+    return model
+
+
+def build_optimizer(config: Config, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """Return the optimizer of the parameters that require a gradient. Local."""
+    return make_optimizer(config.optimizer, [p for p in model.parameters() if p.requires_grad])
+
+
+def load_hook(config: Config) -> Callable[[int, dict[str, Any]], None] | None:
+    """Return `train.on_metrics`, or None. Local."""
+    return None if config.train.on_metrics is None else load_callable(config.train.on_metrics, config.folder)
+
+
+def model_file(config: Config) -> list[Path]:
+    """Return the file that the model's builder is in, if it is named as a file."""
+    return [Path(config.model.build.rpartition(":")[0])] if is_reference(config.model.build) else []
+
+
+def _open_folder(data: DataConfig, transform: Callable[..., Any] | None) -> Data:
+    dataset = Dataset.open(data.path)
+    if data.train_split not in dataset.splits:
+        raise ConfigError(
+            f"data.train_split = {data.train_split!r}: {data.path} has the splits {', '.join(dataset.splits)}"
+        )
+
+    def held_out(split: str) -> Samples | None:
+        return open_samples(dataset.split(split)) if dataset.splits.get(split) else None
+
+    train = open_samples(dataset.split(data.train_split), transform=transform)
+    return Data(train, held_out(data.val_split), held_out(data.test_split), dataset.id)
+
+
+def _optional(dataset: Any) -> Samples | None:
+    return None if dataset is None else open_samples(dataset)
+
+
+def _exists(path: Path) -> bool:
+    return path.exists() and any(path.iterdir())

@@ -1,0 +1,79 @@
+"""What a run tells while it runs: lines on the terminal, `metrics.jsonl`, and the user's own hook. First member only."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hpcvol.train.files import write_whole
+
+Hook = Callable[[int, dict[str, Any]], None]
+
+
+class Report:
+    """Writes one member's view of the run.
+
+    Args:
+        path: `metrics.jsonl`.
+        hook: `train.on_metrics`, called as `(step, metrics)`.
+        columns: width of the terminal that one progress line is drawn on; None prints plain lines.
+    """
+
+    def __init__(self, path: Path, hook: Hook | None, columns: int | None) -> None:
+        self._path = path
+        self._hook = hook
+        self._columns = columns
+        self._drawn = False
+        self._drawn_at = 0.0
+
+    def forget_after(self, step: int) -> None:
+        """Drop the metrics of steps after `step`: the run goes on from there and will write them again."""
+        if self._path.exists():
+            lines = self._path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if _step_of(line) <= step]
+            write_whole(self._path, "".join(f"{line}\n" for line in kept))
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        self._erase()
+        print(text, flush=True)
+
+    def progress(self, text: str, *, stays: bool) -> None:
+        """Show how far the run is: redrawn in place on a terminal, elsewhere printed when it `stays`."""
+        if self._columns is None:
+            if stays:
+                print(text, flush=True)
+        elif time.monotonic() - self._drawn_at > 0.1:
+            print(f"\r\x1b[K{text[: self._columns - 1]}", end="", flush=True)
+            self._drawn, self._drawn_at = True, time.monotonic()
+
+    def metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Append a line to `metrics.jsonl` and call the hook."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+        if self._hook is not None:
+            self._hook(step, dict(metrics))
+
+    def close(self) -> None:
+        """Leave the terminal on a line of its own."""
+        self._erase()
+
+    def _erase(self) -> None:
+        if self._drawn:
+            print("\r\x1b[K", end="", flush=True)
+            self._drawn = False
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as `1:02:03` or `2:03`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _step_of(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return 1 << 62  # a torn last line goes with what is written again

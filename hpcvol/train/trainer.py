@@ -1,0 +1,309 @@
+"""The Trainer: a configuration and a run directory, from the first step to the summary."""
+
+import json
+import logging
+import math
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hpcvol import environment
+from hpcvol.comm import start as start_mpi
+from hpcvol.comm import together
+from hpcvol.errors import CheckpointError, ModelError
+from hpcvol.torch.device import choose_device, choose_threads, make_deterministic
+from hpcvol.torch.evaluation import Evaluation
+from hpcvol.torch.loader import Unit
+from hpcvol.torch.numerics import agree_on_code, numerics_class
+from hpcvol.torch.outputs import read_output
+from hpcvol.torch.run import Run, Settings
+from hpcvol.torch.samples import Samples
+from hpcvol.torch.step import Step
+from hpcvol.train import checkpoint
+from hpcvol.train.checkpoint import Checkpoints
+from hpcvol.train.completion import SUMMARY_NAME
+from hpcvol.train.config import Config
+from hpcvol.train.files import write_whole
+from hpcvol.train.optimizers import learning_rate_factor
+from hpcvol.train.parts import build_model, build_optimizer, load_hook, model_file, open_data
+from hpcvol.train.progress import Progress
+from hpcvol.train.report import Report, duration
+from hpcvol.train.run_directory import CHECKPOINTS_NAME, METRICS_NAME, is_complete, open_run_directory
+from hpcvol.train.stopping import StopRequest
+from hpcvol.train.weights import weights_sha256
+
+logger = logging.getLogger("hpcvol")
+
+
+class Trainer:
+    """Trains the model of a configuration in a run directory; goes on from the last checkpoint where there is one.
+
+    Every member makes one with the same arguments. Thin over `hpcvol.torch.run.Run`: the loop is the one that a user
+    would write.
+
+    Args:
+        config: from `hpcvol.load_config`.
+        run_dir: the run's folder, on a file system that all members share.
+        fresh: start over where there is a run already.
+
+    Raises:
+        HpcvolError: what cannot work, the same on every member.
+    """
+
+    def __init__(self, config: Config, run_dir: str | Path, *, fresh: bool = False) -> None:
+        self._config = config
+        self._run_dir = Path(run_dir)
+        self._progress = Progress()
+        self._group = start_mpi()
+        first = self._group.rank == 0
+        logger.addHandler(_handler() if first else logging.NullHandler())
+        with together(self._group, "opening the run directory"):
+            if first:
+                open_run_directory(self._run_dir, config, fresh=fresh)
+        self._complete = self._group.any(first and is_complete(self._run_dir))
+        if not self._complete:
+            self._assemble()
+
+    def fit(self) -> bool:
+        """Train to the end and write `summary.json`. Collective.
+
+        Returns:
+            True when the run is complete; False when a signal asked it to stop: it stopped after the step at hand, with a
+            checkpoint.
+        """
+        if self._complete:
+            if self._group.rank == 0:
+                print(f"{self._run_dir} is complete: see {SUMMARY_NAME}; --fresh starts over", flush=True)
+            return True
+        self._began = time.monotonic()
+        try:
+            with StopRequest() as stop:
+                if not self._train(stop):
+                    return False
+                self._finish()
+        finally:
+            self._report.close()
+            self.run.close()
+        return True
+
+    def _assemble(self) -> None:
+        config, group = self._config, self._group
+        agree_on_code(group, model_file(config))
+        device = choose_device(config.train.device, group, share=config.train.share_devices)
+        exact = config.train.sum == "exact"
+        choose_threads(config.train.threads, exact, group)
+        if exact:
+            make_deterministic(device)
+        self._data = open_data(config, group)
+        with together(group, "building the model"):
+            model = build_model(config).to(device)
+            optimizer = build_optimizer(config, model)
+            hook = load_hook(config)
+        train = config.train
+        settings = Settings(
+            train.batch_size, train.unit_size, train.sum, train.seed, config.optimizer.clip_norm, config.comm.algorithm
+        )
+        self.run = Run(model, optimizer, self._data.train, settings, group, device)
+        self._total = train.steps or (train.epochs or 1) * self.run.batching.steps_per_epoch
+        self._factor = learning_rate_factor(config.optimizer, self._total)
+        self._base_rates = [parameters["lr"] for parameters in optimizer.param_groups]
+        self._checkpoints = Checkpoints(self._run_dir / CHECKPOINTS_NAME, config.checkpoint.keep)
+        columns = environment.variable("HPCVOL_TERMINAL")
+        self._report = Report(self._run_dir / METRICS_NAME, hook, int(columns) if columns else None)
+        self._resume()
+
+    def _resume(self) -> None:
+        with together(self._group, "looking for a checkpoint"):
+            newest = self._checkpoints.newest() if self.run.is_first else None
+        newest = self._group.broadcast_object(newest)
+        if newest is not None:
+            with together(self._group, f"loading {newest}"):
+                state = checkpoint.load(newest, self.run.model, self.run.optimizer)
+                if state["dataset"] != self._data.id:
+                    raise CheckpointError(
+                        f"{newest} was trained on dataset {state['dataset']}, and {self._config.data.path} is {self._data.id}: "
+                        "restore that data, or start over with --fresh"
+                    )
+                self.run.load_state(state["run"])
+                self._progress = Progress(**state["progress"])
+                self._warn_about_numerics(state["numerics"])
+        self._resumed_samples = self._progress.samples
+        if self.run.is_first:
+            self._report.forget_after(self.run.step)
+            self._introduce(newest)
+
+    def _introduce(self, resumed: Path | None) -> None:
+        run, steps_per_epoch = self.run, self.run.batching.steps_per_epoch
+        parameters = sum(parameter.numel() for parameter in run.model.parameters())
+        self._report.say(
+            f"{run.describe_batch()}; {len(self._data.train)} samples, {steps_per_epoch} steps an epoch, {self._total} steps; "
+            f"{parameters} parameters on {run.device}, {torch.get_num_threads()} threads a member, {run.settings.sum} sum"
+        )
+        if resumed is not None:
+            self._report.say(f"going on from {resumed} at step {run.step}")
+
+    def _train(self, stop: StopRequest) -> bool:
+        """Run the steps that are left. False: asked to stop."""
+        checkpoint_steps = self._config.checkpoint.every_steps
+        if self._exhausted():
+            return True
+        for step in self.run.steps(self._total):
+            self._set_learning_rate(step.index)
+            for unit in step:
+                output = read_output(self._forward(unit))
+                step.backward(output.loss, output.weight, output.metrics)
+            self._progress.count(step)
+            self._log(step)
+            best = self._validation_is_due() and self._validate()
+            if best or (checkpoint_steps and self.run.step % checkpoint_steps == 0):
+                self._write_checkpoint(best=best)
+            if self._group.any(stop.requested):
+                self._write_checkpoint()
+                if self.run.is_first:
+                    self._report.say(f"stopped on request after step {self.run.step}, with a checkpoint")
+                return False
+            if self._exhausted():
+                break
+        return True
+
+    def _forward(self, unit: Unit) -> Any:
+        bf16 = self._config.train.precision == "bf16"
+        with torch.autocast(self.run.device.type, torch.bfloat16) if bf16 else nullcontext():
+            return self.run.model(**unit)
+
+    def _set_learning_rate(self, step: int) -> None:
+        for parameters, base in zip(self.run.optimizer.param_groups, self._base_rates, strict=True):
+            parameters["lr"] = base * self._factor(step)
+
+    def _log(self, step: Step) -> None:
+        if not self.run.is_first:
+            return
+        done, rate = step.index + 1, self._samples_per_second()
+        due = done % self._config.train.log_every_steps == 0 or done == self._total
+        if due:
+            self._report.metrics(
+                done,
+                {
+                    "epoch": step.epoch,
+                    "loss": step.loss,
+                    **step.metrics,
+                    "gradient_norm": step.gradient_norm,
+                    "learning_rate": float(self.run.optimizer.param_groups[0]["lr"]),
+                    "samples_per_second": rate,
+                },
+            )
+        left = (self._total - done) * self._config.train.batch_size / rate
+        self._report.progress(
+            f"step {done}/{self._total}  loss {step.loss:.4f}  {rate:.1f} samples/s  {duration(left)} left  "
+            f"{self._group.size} members",
+            stays=due,
+        )
+
+    def _samples_per_second(self) -> float:
+        """Rate since this process began, in samples/s."""
+        return (self._progress.samples - self._resumed_samples) / max(1e-9, time.monotonic() - self._began)
+
+    def _validation_is_due(self) -> bool:
+        every = self._config.train.validate_every_steps or self.run.batching.steps_per_epoch
+        return self._data.val is not None and (self.run.step % every == 0 or self.run.step == self._total)
+
+    def _validate(self) -> bool:
+        """Validate; return whether the result is the best so far. Collective."""
+        result = self._evaluate(self._data.val)
+        if result is None:
+            return False
+        best = self._progress.validated(result)
+        if self.run.is_first:
+            self._report.metrics(self.run.step, {"val": self._progress.validation})
+            others = "".join(f"  {name} {value:.4f}" for name, value in result.metrics.items())
+            self._report.say(
+                f"step {self.run.step}  validation loss {result.loss:.4f}{others}{'  (best)' if best else ''}"
+            )
+        return best
+
+    def _evaluate(self, samples: Samples | None) -> Evaluation | None:
+        if samples is None:
+            return None
+        result = self.run.evaluate(self._forward, samples)
+        if not math.isfinite(result.loss):
+            raise ModelError(
+                f"the loss over held-out samples is {result.loss} after step {self.run.step}; the last checkpoint is good",
+                everywhere=True,
+            )
+        return result
+
+    def _exhausted(self) -> bool:
+        patience = self._config.train.patience
+        return patience is not None and self._progress.validations_without_improvement >= patience
+
+    def _write_checkpoint(self, *, best: bool = False) -> None:
+        state = {
+            "run": self.run.state(),
+            "progress": {**self._progress.state(), "seconds": self._seconds()},
+            "dataset": self._data.id,
+            "numerics": numerics_class(),
+        }
+        with together(self._group, "writing a checkpoint"):
+            if self.run.is_first:
+                self._checkpoints.write(self.run.step, self.run.model, self.run.optimizer, state, best=best)
+
+    def _seconds(self) -> float:
+        return self._progress.seconds + time.monotonic() - self._began
+
+    def _finish(self) -> None:
+        """Test, write the last checkpoint and, last, the summary. Collective."""
+        if self._data.val is not None and not self._progress.validation:
+            self._validate()
+        self._write_checkpoint()
+        test = self._evaluate(self._data.test)
+        seconds, progress = self._seconds(), self._progress
+        summary = {
+            "completed": True,
+            "steps": self.run.step,
+            "epochs": self.run.step / self.run.batching.steps_per_epoch,
+            "train_loss": progress.train_loss,
+            "val_loss": progress.validation.get("loss"),
+            "test_loss": None if test is None else test.loss,
+            "metrics": {
+                "val": {name: value for name, value in progress.validation.items() if name != "loss"},
+                "test": {} if test is None else test.metrics,
+            },
+            "weights_sha256": weights_sha256(self.run.model),
+            "ranks": self._group.size,
+            "samples": progress.samples,
+            "seconds": seconds,
+            "samples_per_second": progress.samples / seconds,
+        }
+        with together(self._group, "writing the summary"):
+            if self.run.is_first:
+                write_whole(self._run_dir / SUMMARY_NAME, json.dumps(summary, indent=1) + "\n")
+                self._conclude(summary)
+
+    def _conclude(self, summary: dict[str, Any]) -> None:
+        losses = "  ".join(
+            f"{name} {summary[name]:.4f}"
+            for name in ("train_loss", "val_loss", "test_loss")
+            if summary[name] is not None
+        )
+        metrics = "".join(f"  test {name} {value:.4f}" for name, value in summary["metrics"]["test"].items())
+        self._report.say(f"complete: {summary['steps']} steps in {duration(summary['seconds'])}  {losses}{metrics}")
+        self._report.say(f"weights_sha256 {summary['weights_sha256']}")
+
+    def _warn_about_numerics(self, then: dict[str, str]) -> None:
+        now = numerics_class()
+        different = [key for key in now if now[key] != then.get(key)]
+        if different and self.run.is_first and self.run.settings.sum == "exact":
+            logger.warning(
+                "the checkpoint was computed by another numerics class (%s), so the weights may differ in their last bits from an "
+                "uninterrupted run's",
+                "; ".join(f"{key}: {then.get(key)}, now {now[key]}" for key in different),
+            )
+
+
+def _handler() -> logging.Handler:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("hpcvol: %(levelname)s: %(message)s"))
+    return handler
