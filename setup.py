@@ -1,3 +1,14 @@
-from setuptools import setup
+"""Which folders become which packages; all else is in pyproject.toml."""
 
-setup()
+from setuptools import find_packages, setup
+
+setup(
+    packages=[
+        *find_packages(include=["hpcvol", "hpcvol.*"]),
+        "hpcvol.examples",
+        "hpcvol.kernels",
+        *(f"hpcvol.kernels.{name}" for name in find_packages("kernels")),
+    ],
+    package_dir={"hpcvol.examples": "examples", "hpcvol.kernels": "kernels"},
+    package_data={"hpcvol": ["py.typed"], "hpcvol.examples": ["*.toml"]},
+)

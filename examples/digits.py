@@ -24,7 +24,7 @@ class Digits(nn.Module):
         self.layers = nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, 10))
 
     def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """Return the mean loss of the images `x`: float32[B, 64] with labels `y`: int64[B], and the share read right."""
+        """Return the mean loss of the images `x`: float32[B, 64] with labels `y`: int64[B], and the share read."""
         logits = self.layers(x)
         right = logits.argmax(dim=1) == y
         return {"loss": functional.cross_entropy(logits, y), "accuracy": right.float().mean()}

@@ -1,4 +1,4 @@
-"""A loop of one's own on any number of ranks: mpiexec -n 2 python own_loop.py. plain_loop.py is the same in plain PyTorch."""
+"""A loop of one's own on any number of ranks: mpiexec -n 2 python own_loop.py (plain_loop.py: in plain PyTorch)."""
 
 import torch
 from sklearn.datasets import load_digits

@@ -8,6 +8,7 @@ import typer
 from hpcvol.cli.reporting import reported
 from hpcvol.comm.launcher import launcher
 from hpcvol.errors import ConfigError
+from hpcvol.train.config import DEFAULT_SPLIT
 from hpcvol.train.toml import value_of
 
 data_commands = typer.Typer(
@@ -26,39 +27,30 @@ def _data() -> None:
 @data_commands.command()
 @reported
 def build(
-    kind: Annotated[str, typer.Argument(help="What PATH holds: text, npz, csv or python (file.py:function).")],
+    kind: Annotated[
+        str, typer.Argument(metavar="KIND", help="What PATH holds: text, npz, csv or python (file.py:function).")
+    ],
     paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Files and folders to read.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The dataset's folder.")],
-    split: Annotated[str, typer.Option(help="Share of the rows of each split: train=.9,val=.05,test=.05")] = "",
+    split: Annotated[
+        str | None, typer.Option(metavar="SHARES", help="Share of each split (train=.9,val=.05,test=.05).")
+    ] = None,
     option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of the kind.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a dataset that is there.")] = False,
 ) -> None:
     """Build a dataset from files. Under mpiexec or srun each process builds its part; no MPI is started for it."""
-    shares, options = parse_split(split), parse_options(option or [])
-    from hpcvol.data import build_dataset
+    options = parse_options(option or [])
+    from hpcvol.data import Dataset, build_dataset
 
-    build_dataset(kind, paths, out, split=shares, options=options, part=part_of_launch(), overwrite=overwrite)
-
-
-def parse_split(text: str) -> dict[str, float] | None:
-    """Return `train=.9,val=.1` as `{"train": 0.9, "val": 0.1}`; None for no text.
-
-    Raises:
-        ConfigError: not of that form.
-    """
-    if not text:
-        return None
-    shares: dict[str, float] = {}
-    for piece in text.split(","):
-        name, _, share = piece.partition("=")
-        try:
-            shares[name.strip()] = float(share)
-        except ValueError:
-            raise ConfigError(
-                f"--split {text!r}: {piece!r} is no share of a split, expected name=number: train=.9,val=.1",
-                everywhere=True,
-            ) from None
-    return shares
+    index, count = part_of_launch()
+    build_dataset(
+        kind, paths, out, split=split or DEFAULT_SPLIT, options=options, part=(index, count), overwrite=overwrite
+    )
+    if count > 1:
+        print(f"{out}: part {index + 1} of {count} is done")
+        return
+    rows = ", ".join(f"{name} {number}" for name, number in Dataset.open(out).splits.items())
+    print(f"{out}: {rows} samples")
 
 
 def parse_options(texts: list[str]) -> dict[str, object]:
