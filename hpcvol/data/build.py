@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +71,14 @@ def _write_part(source: Source, shares: Mapping[str, float], build: PartBuild) -
     """Write the shards of this part's sections."""
     shards: list[tuple[str, int, Shard]] = []
     for section in source.sections(lambda number: number % build.count == build.index):
-        writers: dict[str, ShardWriter] = {}
-        for split, chunk in section.chunks:
-            if split not in writers:
-                writers[split] = ShardWriter(build.folder, split, section.number, source.fields)
-            writers[split].append(chunk)
-        shards += [(split, section.number, writer.finish()) for split, writer in writers.items()]
+        with ExitStack() as files:
+            writers: dict[str, ShardWriter] = {}
+            for split, chunk in section.chunks:
+                if split not in writers:
+                    writer = ShardWriter(build.folder, split, section.number, source.fields)
+                    writers[split] = files.enter_context(closing(writer))
+                writers[split].append(chunk)
+            shards += [(split, section.number, writer.finish()) for split, writer in writers.items()]
     return Part(source.fields, tuple(shares), source.num_rows(), shards)
 
 

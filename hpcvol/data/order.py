@@ -14,7 +14,7 @@ def order(num_samples: int, seed: int, epoch: int, position: int, count: int) ->
     which is computed without the rest: O(count) time and memory, whatever num_samples is.
 
         >>> order(5, seed=0, epoch=0, position=0, count=5)
-        array([2, 4, 1, 3, 0])
+        array([4, 2, 1, 3, 0])
         >>> order(5, seed=0, epoch=0, position=3, count=2)
         array([3, 0])
 

@@ -59,7 +59,7 @@ class ShardWriter:
         self._rows += len(chunk[next(iter(self._fields))])
 
     def finish(self) -> Shard:
-        """Write the shard, durably, and remove the files beside it."""
+        """Write the shard, durably."""
         import h5py  # here, since readers never need it and start faster without
 
         aside = self._folder / f"{self._name}.aside"
@@ -69,8 +69,7 @@ class ShardWriter:
                 offsets[name] = column.copy_into(file, name)
         digests = "".join(f"{name} {column.digest}\n" for name, column in self._columns.items())
         digest = xxhash.xxh3_128_hexdigest(digests.encode())
-        for column in self._columns.values():
-            column.remove()
+        self.close()
         blocks = _block_checksums(aside)
         # The name tells the content: a rebuilt dataset never changes a file that somebody has open.
         file_name = f"{self._name}-{digest[:8]}.h5"
@@ -78,6 +77,11 @@ class ShardWriter:
         publish(aside, self._folder / file_name)
         items = {name: self._columns[name].items for name, field in self._fields.items() if field.ragged}
         return Shard(file_name, self._rows, nbytes, offsets, items, digest, blocks)
+
+    def close(self) -> None:
+        """Close and remove the files beside the shard."""
+        for column in self._columns.values():
+            column.remove()
 
 
 class _Column:
@@ -118,7 +122,8 @@ class _Column:
         return int(dataset.id.get_offset())
 
     def remove(self) -> None:
-        self._path.unlink()
+        self._file.close()
+        self._path.unlink(missing_ok=True)
 
 
 def _block_checksums(path: Path) -> str:

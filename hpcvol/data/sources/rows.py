@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from hpcvol.data.manifest import Field
+from hpcvol.data.manifest import Field, offsets_name
 from hpcvol.data.partition import WINDOW_ROWS, assign_rows
 from hpcvol.data.shard_writer import Array, Chunk
 from hpcvol.data.sources.options import Options
@@ -70,6 +70,9 @@ class RowSource:
             if name not in self.fields:
                 raise DataError(f"Option ragged names {name!r}; the fields are {', '.join(self.fields)}.")
         row_nbytes = sum(np.asarray(value).nbytes for values in first.values() for value in values) / _num_rows(first)
+        for name, field in self.fields.items():
+            for added in {f"{name}_length", offsets_name(name)} & set(self.fields) if field.ragged else ():
+                raise DataError(f"Field {added!r} has the name that goes with the ragged field {name!r}; rename one.")
         self._section_windows = max(1, int(nbytes / max(row_nbytes, 1)) // WINDOW_ROWS)
         self._first = first
 
