@@ -11,9 +11,8 @@ def publish(aside: Path, path: Path) -> None:
     sync(path.parent)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path`: afterwards it holds all of it, or what it held before."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
+def write_text(path: Path, text: str, aside: Path) -> None:
+    """Write `text` to `path`, which then holds all of it or what it held before; first to `aside`, a name of ours."""
     aside.write_text(text, encoding="utf-8")
     publish(aside, path)
 

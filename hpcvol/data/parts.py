@@ -113,7 +113,7 @@ class PartBuild:
 
     def finish(self, part: Part) -> None:
         """Describe this part as complete, and commit the dataset if all others are."""
-        write_text(self._description(self.index), part.to_json())
+        write_text(self._description(self.index), part.to_json(), aside=self.folder / "description")
         with _locked(self.out / _STAGING / "commit.lock"):
             # Gone: another part found all complete a moment ago, and has committed.
             if self._staging.exists() and all(self._description(i).exists() for i in range(self.count)):
@@ -128,7 +128,7 @@ class PartBuild:
                 if source.exists() or not target.exists():
                     os.replace(source, target)
         sync(self.out)
-        write_text(self.out / FILE_NAME, manifest.to_json())
+        write_text(self.out / FILE_NAME, manifest.to_json(), aside=self._staging / FILE_NAME)
         _remove_unlisted(self.out, manifest)
         shutil.rmtree(self.out / _STAGING, ignore_errors=True)
 
