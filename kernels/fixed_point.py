@@ -1,18 +1,18 @@
 """The exact sum: floats rounded once to 64-bit fixed point, added as integers, read back as a mean.
 
 Integer addition is associative, so a sum of rounded terms has the same bits in any order and any partition. The idea of
-rounding to a common exponent before summing is the pre-rounding of Demmel and Nguyen, "Parallel Reproducible Summation",
-IEEE Transactions on Computers 64(7), 2015, section 4; a single 64-bit bin stands for their list of bins because the exponent
-follows the data from step to step.
+rounding to a common exponent before summing is the pre-rounding of Demmel and Nguyen, "Parallel Reproducible
+Summation", IEEE Transactions on Computers 64(7), 2015, section 4; a single 64-bit bin stands for their list of bins
+because the exponent follows the data from step to step.
 """
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-# x + ROUND leaves round-half-even(x) in the low mantissa bits of a double, for |x| <= 2**51. Rounding in two parts, first
-# to a multiple of 2**32 and then the remainder, covers every int64 with operations that vectorise on any instruction set
-# (AVX2 has no conversion from double to int64).
+# x + ROUND leaves round-half-even(x) in the low mantissa bits of a double, for |x| <= 2**51. Rounding in two parts,
+# first to a multiple of 2**32 and then the remainder, covers every int64 with operations that vectorise on any
+# instruction set (AVX2 has no conversion from double to int64).
 _ROUND = 1.5 * 2.0**52
 _ROUND_BITS = np.int64(np.float64(_ROUND).view(np.int64))
 _ROUND_HIGH = _ROUND * 2.0**32
@@ -89,8 +89,8 @@ def mean(total, scale, weight, out):  # type: ignore[no-untyped-def]
 def sum_of_squares(values):  # type: ignore[no-untyped-def]
     """Return Σ values², in double, in one fixed order: the same bits on every machine for the same values.
 
-    Eight running sums, element i to sum i mod 8, are added pairwise at the end. Compilers keep that order, so neither the
-    vector width nor the number of threads of the caller's libraries can change it.
+    Eight running sums, element i to sum i mod 8, are added pairwise at the end. Compilers keep that order, so neither
+    the vector width nor the number of threads of the caller's libraries can change it.
 
     Args:
         values: float32[n] or float64[n], contiguous.

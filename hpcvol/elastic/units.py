@@ -74,7 +74,7 @@ class Batching:
 
 
 def merge(spans: list[UnitSpan]) -> list[UnitSpan]:
-    """Return neighbouring units as one unit under the first one's name, for the float sum: one pass over a worker's share."""
+    """Return neighbouring units as one, under the first one's name: the float sum computes a share in one pass."""
     if not spans:
         return []
     first = spans[0]

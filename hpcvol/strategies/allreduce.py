@@ -5,7 +5,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from hpcvol.collectives import allreduce
+from hpcvol.collectives import Algorithm, allreduce
 from hpcvol.comm import Group
 
 
@@ -19,7 +19,7 @@ class AllReduce:
     """
 
     group: Group
-    algorithm: str = "auto"
+    algorithm: Algorithm = "auto"
 
     def sum(self, vector: NDArray[Any]) -> None:
         """Replace `vector` by the sum over ranks. Collective, in place."""

@@ -1,8 +1,9 @@
 """Buffers of a model (BatchNorm's running statistics) under units that must be pure.
 
-Before each unit every buffer has the value it had at the step's start. What a unit changes is taken as a difference: floating
-point differences are averaged by weight in an exact sum and applied once, integer ones (a counter of batches) must be the same for
-every unit of the step and are applied once. So a step changes a buffer as one unit would, whoever computed which unit.
+Before each unit every buffer has the value it had at the step's start. What a unit changes is taken as a difference:
+floating point differences are averaged by weight in an exact sum and applied once, integer ones (a counter of batches)
+must be the same for every unit of the step and are applied once. So a step changes a buffer as one unit would, whoever
+computed which unit.
 """
 
 import numpy as np
@@ -59,8 +60,8 @@ class Buffers:
         """Take in what the unit just computed changed.
 
         Raises:
-            ModelError: a buffer appeared, vanished, changed its shape, dtype or device, or is neither floating point nor
-                an integer counter that every unit of the step changes alike.
+            ModelError: a buffer appeared, vanished, changed its shape, dtype or device, or is neither floating point
+                nor an integer counter that every unit of the step changes alike.
         """
         current = self._current()
         for index, name in enumerate(self._averaged):
@@ -142,8 +143,8 @@ class Buffers:
             if (before.shape, before.dtype, before.device) != (buffer.shape, buffer.dtype, buffer.device):
                 raise self._refusal(
                     name,
-                    f"became {list(buffer.shape)} {buffer.dtype} on {buffer.device} from {list(before.shape)} {before.dtype} "
-                    f"on {before.device}",
+                    f"became {list(buffer.shape)} {buffer.dtype} on {buffer.device} from {list(before.shape)} "
+                    f"{before.dtype} on {before.device}",
                 )
         missing = set(self._committed) - set(current)
         if missing:
@@ -152,6 +153,8 @@ class Buffers:
 
     def _refusal(self, name: str, what: str) -> ModelError:
         return ModelError(
-            f"buffer {name!r} {what}. A unit must be a pure function of the parameters, so a buffer may only be averaged "
-            "(floating point) or counted (integers, the same for every unit); keep other state outside the model's buffers"
+            f"buffer {name!r} {what}. A unit must be a pure function of the parameters, so a buffer may only be "
+            "averaged "
+            "(floating point) or counted (integers, the same for every unit); keep other state outside the model's "
+            "buffers"
         )

@@ -2,21 +2,23 @@
 
 For tensor t with exponent e, unit u adds q = rint(weight_u · x_u · 2^e), and the mean is Σ q / 2^e / Σ weight.
 
-Exponents. After a step is committed a tensor's exponent is set so that the step's largest |weight · x| would land between
-2^(LIMIT - HEADROOM_BITS - 1) and 2^(LIMIT - HEADROOM_BITS), where 2^LIMIT = 2^62 / units a step. It is one number a tensor,
-a function of the data alone, so neither buckets nor ranks nor order can change a bit. A tensor without history has DEFAULT_EXPONENT.
+Exponents. After a step is committed a tensor's exponent is set so that the step's largest |weight · x| would land
+between 2^(LIMIT - HEADROOM_BITS - 1) and 2^(LIMIT - HEADROOM_BITS), where 2^LIMIT = 2^62 / units a step. It is one
+number a tensor, a function of the data alone, so neither buckets nor ranks nor order can change a bit. A tensor without
+history has DEFAULT_EXPONENT.
 
-Overflow. A unit whose largest |weight · x| · 2^e exceeds 2^62 / units makes the step be computed again, at the exponent that
-the step's maximum asks for. Units are pure, so the second maximum is the first.
+Overflow. A unit whose largest |weight · x| · 2^e exceeds 2^62 / units makes the step be computed again, at the exponent
+that the step's maximum asks for. Units are pure, so the second maximum is the first.
 
-Error. Each unit is rounded once: |mean - exact mean| ≤ units · 2^(-e-1) / Σ weight, then one rounding to the tensor's dtype.
-With e from history that is at most units · M · 2^(HEADROOM_BITS - LIMIT) / Σ weight, M being the last step's largest |weight · x|:
-for 8 units 2^-46 of the largest term, where adding in float32 loses up to 2^-24 of each term.
+Error. Each unit is rounded once: |mean - exact mean| ≤ units · 2^(-e-1) / Σ weight, then one rounding to the tensor's
+dtype. With e from history that is at most units · M · 2^(HEADROOM_BITS - LIMIT) / Σ weight, M being the last step's
+largest |weight · x|: for 8 units 2^-46 of the largest term, where adding in float32 loses up to 2^-24 of each term.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,7 +104,7 @@ class ExactSum:
         self._largest = np.where(bits < 0, _ABSENT, np.maximum(bits, 0).view(np.float64))
         bad = np.flatnonzero(~np.isfinite(self._largest))
         if bad.size:
-            raise NonFiniteSum(self._terms[int(bad[0])].name, float(self._largest[bad[0]]))
+            raise NonFiniteSumError(self._terms[int(bad[0])].name, float(self._largest[bad[0]]))
         overflow = [
             i
             for i, (x, e) in enumerate(zip(self._largest, self._exponents, strict=True))
@@ -158,7 +160,7 @@ class ExactSum:
         return min(self._limit - HEADROOM_BITS - math.frexp(largest)[1], _LARGEST_EXPONENT)
 
 
-class NonFiniteSum(ModelError):
+class NonFiniteSumError(ModelError):
     """A term of the sum is infinite or not a number."""
 
     def __init__(self, name: str, value: float) -> None:
@@ -168,7 +170,7 @@ class NonFiniteSum(ModelError):
 
 
 def _accumulate(values: torch.Tensor, scale: float, total: torch.Tensor) -> float:
-    """Add rint(values · scale) to `total`, on the CPU in one fused pass, elsewhere in torch's operations; same integers."""
+    """Add rint(values · scale) to `total`: on the CPU in one fused pass, elsewhere in torch's operations."""
     if values.layout != torch.strided:
         values = values.to_dense()
     if values.dtype not in (torch.float32, torch.float64):
@@ -182,7 +184,7 @@ def _accumulate(values: torch.Tensor, scale: float, total: torch.Tensor) -> floa
 
 
 def accumulate_in_torch(flat: torch.Tensor, scale: float, total: torch.Tensor) -> float:
-    """`hpcvol.kernels.fixed_point.accumulate` in torch's own operations, for tensors on any device: the same integers."""
+    """`hpcvol.kernels.fixed_point.accumulate` in torch's own operations, on any device: the same integers."""
     total.add_(torch.round(flat.double() * scale).to(torch.int64))
     return float(flat.abs().max())
 
@@ -194,5 +196,5 @@ def _mean(total: torch.Tensor, scale: float, weight: int, out: torch.Tensor) -> 
         out.copy_((total.double() / scale / float(weight)).view(out.shape))
 
 
-def _array(tensor: torch.Tensor) -> NDArray[np.generic]:
+def _array(tensor: torch.Tensor) -> NDArray[Any]:
     return tensor.numpy()

@@ -1,4 +1,4 @@
-"""The float sum of a step: gradients live in flat buffers that MPI sums as they are. Fast; other bits at other rank counts."""
+"""The float sum of a step: gradients live in flat buffers, which MPI sums as they are."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -44,7 +44,7 @@ class FloatGradients:
         ]
         self._used = np.zeros(len(self._parameters), np.int32)
         for i, parameter in enumerate(self._parameters):
-            parameter.register_post_accumulate_grad_hook(partial(self._mark_used, i))
+            parameter.register_post_accumulate_grad_hook(partial(self._mark_used, i))  # type: ignore[no-untyped-call]
 
     def reset(self) -> None:
         """Zero the gradients and let autograd add into the flat buffers."""
@@ -67,7 +67,7 @@ class FloatGradients:
         self.collect()
 
     def collect(self) -> None:
-        """Add to the flat buffers what backward left outside them: half precision, and what follows a user's zero_grad()."""
+        """Add to the flat buffers what backward left outside them: half precision, and after a user's zero_grad()."""
         for parameter, view in zip(self._parameters, self._views, strict=True):
             gradient = parameter.grad
             if gradient is not None and gradient is not view:

@@ -13,7 +13,8 @@ from hpcvol.torch.exact import ExactSum, Term
 class Gradients(Protocol):
     """How a step's gradients are gathered: exactly (`ExactGradients`) or in floating point (`FloatGradients`).
 
-    A step is `reset`, then `prepare` and `backward` for each unit, `agree`, `reduce`, `finish`, and after the optimizer `commit`.
+    A step is `reset`, then `prepare` and `backward` for each unit, `agree`, `reduce`, `finish`, and after the optimizer
+    `commit`.
     """
 
     merges_units: bool
@@ -44,7 +45,8 @@ class Gradients(Protocol):
 class ExactGradients:
     """Gradients summed in fixed point, one term a parameter.
 
-    Memory a parameter of 4 bytes: 8 for the sum, 4 for the gradient of the unit at hand, which is freed before the mean takes
+    Memory a parameter of 4 bytes: 8 for the sum, 4 for the gradient of the unit at hand, which is freed before the mean
+        takes
     its place.
 
     Args:
@@ -103,7 +105,7 @@ def parameter_terms(parameters: Sequence[tuple[str, torch.nn.Parameter]]) -> lis
 
 
 def gradient_norm(parameters: Sequence[torch.nn.Parameter]) -> float:
-    """Return the 2-norm of all gradients: squares in double, in blocks of one fixed order, summed without error. Local."""
+    """Return the 2-norm of all gradients: squares in double, in one fixed order, summed without error. Local."""
     squares = [_sum_of_squares(parameter.grad) for parameter in parameters if parameter.grad is not None]
     return math.sqrt(math.fsum(squares))
 

@@ -1,4 +1,4 @@
-"""What decides the bits of a gradient besides the parameters: the numerics class; and whether members run the same code."""
+"""What decides the bits of a gradient besides the parameters: the numerics class, and the code that members run."""
 
 import hashlib
 import platform
@@ -19,7 +19,7 @@ from hpcvol.errors import ConfigError
 _REMEDIES = {
     "threads": "set train.threads to one number for all",
     "instruction set": "set the environment variable ATEN_CPU_CAPABILITY (for example avx2) to one that all have",
-    "processor": "limit the run to nodes of one kind, or set ATEN_CPU_CAPABILITY and MKL_ENABLE_INSTRUCTIONS to what all have",
+    "processor": "limit the run to nodes of one kind, or set ATEN_CPU_CAPABILITY and MKL_ENABLE_INSTRUCTIONS for all",
     "device": "set train.device to one kind for all",
     "torch": "install the same version everywhere",
     "torch build": "install the same build everywhere",
@@ -28,10 +28,10 @@ _REMEDIES = {
 
 def numerics_class() -> dict[str, str]:
     """Return the facts that members must share for a unit's gradient to have the same bits on each of them. Local."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() and torch.cuda.is_initialized() else "cpu"
+    on_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return {
         "torch": torch.__version__,
-        "device": gpu,
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "threads": str(torch.get_num_threads()),
         "instruction set": torch.backends.cpu.get_cpu_capability(),
         "processor": _processor(),
@@ -43,7 +43,10 @@ def describe_differences(one: dict[str, str], other: dict[str, str]) -> str:
     """Return a sentence that names what differs between two classes and the setting that would make them agree."""
     different = [key for key in one if one[key] != other.get(key)]
     if not different:
-        return "Nothing known of their numerics differs: check that they run the same libraries and that the model is deterministic"
+        return (
+            "Nothing known of their numerics differs: check that they run the same libraries and that the model is "
+            "deterministic"
+        )
     found = "; ".join(f"{key}: {one[key]} and {other.get(key)}" for key in different)
     return f'They differ in {found}. To make them agree, {_REMEDIES[different[0]]}, or set train.sum = "float"'
 
@@ -72,8 +75,8 @@ def agree_on_code(group: Group, files: Iterable[Path]) -> None:
             one_has, other_has = everybody[0].get(name, "absent"), other.get(name, "absent")
             if one_has != other_has:
                 raise ConfigError(
-                    f"members run different code: {name} is {one_has} on member 0 ({group.hosts[0]}) and {other_has} on member "
-                    f"{member} ({group.hosts[member]}); start all members from the same environment and files",
+                    f"members run different code: {name} is {one_has} on {group.name_of(0)} and {other_has} on "
+                    f"{group.name_of(member)}; start all members from the same environment and files",
                     everywhere=True,
                 )
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from hpcvol.collectives import Algorithm
 from hpcvol.comm import start as start_mpi
 from hpcvol.errors import ConfigError
 from hpcvol.strategies.allreduce import AllReduce
@@ -15,9 +16,9 @@ from hpcvol.torch.staging import broadcast_tensor
 class DistributedOptimizer:
     """Wraps an optimizer: `step()` averages gradients over all ranks in floating point first.
 
-    This is the plain synchronous path, for loops that cannot become `for step in run.steps()`. Each rank sees its own data, in
-    equal portions; whoever dies ends the run; weights depend on the number of ranks in their last bits. Attributes that it does
-    not have are those of the wrapped optimizer.
+    This is the plain synchronous path, for loops that cannot become `for step in run.steps()`. Each rank sees its own
+    data, in equal portions; whoever dies ends the run; weights depend on the number of ranks in their last bits.
+    Attributes that it does not have are those of the wrapped optimizer.
 
     Args:
         optimizer: all parameters on one device; every rank gets rank 0's at construction. Collective.
@@ -28,11 +29,13 @@ class DistributedOptimizer:
         ConfigError: `sum="exact"`.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, *, sum: str = "float", algorithm: str = "auto") -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, *, sum: str = "float", algorithm: Algorithm = "auto") -> None:
         if sum != "float":
             raise ConfigError(
-                f'DistributedOptimizer(sum="{sum}"): it adds in floating point only, because the exact sum adds work units and '
-                "this loop has none; use hpcvol.start() and `for unit in step`, which promise the same bits at any number of ranks"
+                f'DistributedOptimizer(sum="{sum}"): it adds in floating point only, because the exact sum adds work '
+                "units and "
+                "this loop has none; use hpcvol.start() and `for unit in step`, which promise the same bits at any "
+                "number of ranks"
             )
         self._optimizer = optimizer
         group = start_mpi()

@@ -32,7 +32,8 @@ def read_output(output: Any) -> Output:
         return Output(scalar_loss(output), None, {})
     if not isinstance(output, Mapping) or not isinstance(output.get("loss"), torch.Tensor):
         raise ModelError(
-            f"the model returned a {type(output).__name__}: expected a scalar loss, or a mapping with a scalar tensor `loss`"
+            f"the model returned a {type(output).__name__}: expected a scalar loss, or a mapping with a scalar "
+            "tensor `loss`"
         )
     weight = output.get("weight")
     metrics = {

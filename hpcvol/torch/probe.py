@@ -1,8 +1,10 @@
 """The probe: at start every worker computes one unit twice, with another unit between, and all compare digests.
 
-Two different digests on one member: the model is impure (state that outlives a unit, random numbers of a generator that is not
-seeded by unit, an algorithm that is not deterministic). Different digests on two members: they belong to different numerics classes.
-Either would make the exact sum's promise empty, so the run stops and names the first tensor that differs.
+Two different digests on one member: the model is impure (state that outlives a unit, random numbers of a generator that
+    is not
+seeded by unit, an algorithm that is not deterministic). Different digests on two members: they belong to different
+numerics classes. Either would make the exact sum's promise empty, so the run stops and names the first tensor that
+differs.
 """
 
 import hashlib
@@ -38,15 +40,18 @@ def compare(group: Group, first: Digests, second: Digests) -> None:
     """Compare a unit computed twice here, then with all other members. Collective.
 
     Raises:
-        ModelError: on every member, naming the first tensor that differs and, between members, what differs in their numerics class.
+        ModelError: on every member, naming the first tensor that differs and, between members, what differs in their
+            numerics class.
     """
     impure = _first_difference(first, second)
     found = group.gather_objects((impure, hashlib.sha256(repr(first).encode()).hexdigest()))
     for member, (name, _) in enumerate(found):
         if name is not None:
             raise ModelError(
-                f"unit 0 computed twice by member {member} on {group.hosts[member]} differs in {name}: the model or its data is not "
-                "a pure function of parameters and unit. Look for state kept between calls, a random generator of its own, or an "
+                f"unit 0 computed twice by member {member} on {group.hosts[member]} differs in {name}: the model or "
+                "its data is not "
+                "a pure function of parameters and unit. Look for state kept between calls, a random generator of "
+                "its own, or an "
                 'operation that is not deterministic; or set train.sum = "float", which promises no equal bits',
                 everywhere=True,
             )
@@ -61,8 +66,8 @@ def _refuse_classes(group: Group, digests: Digests) -> None:
         name = _first_difference(reference, other)
         if name is not None:
             raise ModelError(
-                f"member {member} on {group.hosts[member]} computes other bits than member 0 on {group.hosts[0]}: unit 0 differs "
-                f"in {name}. {describe_differences(reference_class, other_class)}",
+                f"member {member} on {group.hosts[member]} computes other bits than member 0 on {group.hosts[0]}: "
+                f"unit 0 differs in {name}. {describe_differences(reference_class, other_class)}",
                 everywhere=True,
             )
 
@@ -77,4 +82,4 @@ def _first_difference(one: Digests, other: Digests) -> str | None:
 def _digest(tensor: torch.Tensor) -> str:
     dense = tensor.detach() if tensor.layout == torch.strided else tensor.detach().to_dense()
     data = dense.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return hashlib.sha256(data).hexdigest()
+    return hashlib.sha256(data.data).hexdigest()

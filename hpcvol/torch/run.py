@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from hpcvol.collectives import Algorithm
 from hpcvol.comm import Group
 from hpcvol.elastic.bag import deal
 from hpcvol.elastic.units import Batching, UnitSpan, merge
@@ -44,7 +45,7 @@ class Settings:
     sum: str = "exact"
     seed: int = 0
     clip_norm: float | None = None
-    algorithm: str = "auto"
+    algorithm: Algorithm = "auto"
 
     def __post_init__(self) -> None:
         if self.sum not in ("exact", "float"):
@@ -106,12 +107,12 @@ class Run:
         """Return what a batch is, as in `batch 64 = 8 units of 8 over 3 workers`."""
         units, workers = self.batching.units_per_step, self.group.size
         return (
-            f"batch {self.settings.batch_size} = {units} {'unit' if units == 1 else 'units'} of {self.settings.unit_size} over "
-            f"{workers} {'worker' if workers == 1 else 'workers'}"
+            f"batch {self.settings.batch_size} = {units} {'unit' if units == 1 else 'units'} of "
+            f"{self.settings.unit_size} over {workers} {'worker' if workers == 1 else 'workers'}"
         )
 
     def steps(self, until: int) -> Iterator[Step]:
-        """Yield the steps from the next one to number `until` (steps since the model was new, not since the last start).
+        """Yield the steps that are left to number `until`, counted since the model was new.
 
         Raises:
             ModelError: the loop left a step before its units were all computed.
@@ -122,15 +123,16 @@ class Run:
             yield Step(self, index)
             if self.step == index:
                 raise ModelError(
-                    f"step {index} was left before its bag was empty: let `for unit in step` run to its end, also after `continue`"
+                    f"step {index} was left before its bag was empty: let `for unit in step` run to its end, also "
+                    "after `continue`"
                 )
 
     def evaluate(self, function: Callable[[Unit], Any], samples: Samples) -> Evaluation:
         """Average `function(unit)` over samples, each once, shared out over the workers. Collective.
 
         Args:
-            function: returns a unit's mean loss, or a mapping with `loss`, optionally `weight`, and metrics. The model is in
-                evaluation mode and no gradients are kept.
+            function: returns a unit's mean loss, or a mapping with `loss`, optionally `weight`, and metrics. The model
+                is in evaluation mode and no gradients are kept.
             samples: what to evaluate on; read in stored order.
 
         Returns:
@@ -169,7 +171,7 @@ class Run:
         seed_generators(self.settings.seed, self.step, 0, BETWEEN_STEPS)
 
     def commit(self, step: Step) -> None:
-        """The hook at which a step takes effect on all live members or on none; nobody can be lost yet, so it always does."""
+        """Decide whether the step takes effect, on all live members or on none; always, as nobody can be lost yet."""
 
     def broadcast_model(self) -> None:
         """Give every member the parameters and buffers of the first. Collective."""
@@ -215,7 +217,8 @@ class Run:
         units, workers = self.batching.units_per_step, self.group.size
         if units < workers and self.is_first:
             logger.warning(
-                "a step has %d units and there are %d workers: %d of them idle; lower train.unit_size or raise train.batch_size",
+                "a step has %d units and there are %d workers: %d of them idle; lower train.unit_size or raise "
+                "train.batch_size",
                 units,
                 workers,
                 workers - units,

@@ -32,7 +32,8 @@ class ShardSamples:
 
     Args:
         split: the split to read.
-        transform: called as `transform(batch, rng)` with torch tensors and the unit's own NumPy generator; returns the batch.
+        transform: called as `transform(batch, rng)` with torch tensors and the unit's own NumPy generator; returns the
+            batch.
     """
 
     background = True
@@ -45,7 +46,7 @@ class ShardSamples:
         return len(self._split)
 
     def fetch(self, indices: NDArray[np.int64], generator: np.random.Generator) -> Batch:
-        """Gather rows into memory that torch allocated: aligned to 64 bytes, since alignment can change the bits of a product."""
+        """Gather rows into memory of torch, aligned to 64 bytes: alignment can change the bits of a product."""
         arrays = self._split.take(indices, allocate=_allocate)
         batch: Batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
         return _transformed(batch, self._transform, generator)
@@ -54,8 +55,8 @@ class ShardSamples:
 class MapSamples:
     """Samples of a map-style torch dataset, used as it is.
 
-    Its own augmentation draws from the global generators, so it is called in the thread that computes, after they were seeded for
-    the unit. Samples that are pairs become the fields `x` and `y`; other samples must be mappings.
+    Its own augmentation draws from the global generators, so it is called in the thread that computes, after they were
+    seeded for the unit. Samples that are pairs become the fields `x` and `y`; other samples must be mappings.
     """
 
     background = False
@@ -80,8 +81,8 @@ class MapSamples:
         if isinstance(batch, (list, tuple)) and len(batch) == 2:
             return _transformed({"x": batch[0], "y": batch[1]}, self._transform, generator)
         raise DataError(
-            f"a sample of {type(self._dataset).__name__} is a {type(samples[0]).__name__}: expected a mapping of field names to "
-            "tensors, or a pair (x, y)"
+            f"a sample of {type(self._dataset).__name__} is a {type(samples[0]).__name__}: expected a mapping of field "
+            "names to tensors, or a pair (x, y)"
         )
 
 
@@ -100,7 +101,8 @@ def _transformed(batch: Batch, transform: Transform | None, generator: np.random
     result = transform(batch, generator)
     if not isinstance(result, Mapping):
         raise DataError(
-            f"data.transform returned a {type(result).__name__}: expected the batch, a mapping of field names to tensors"
+            f"data.transform returned a {type(result).__name__}: expected the batch, a mapping of "
+            "field names to tensors"
         )
     # torch.tensor copies NumPy results into aligned memory.
     return {name: torch.tensor(value) if isinstance(value, np.ndarray) else value for name, value in result.items()}

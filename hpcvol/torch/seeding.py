@@ -22,7 +22,10 @@ def seed_generators(seed: int, step: int, unit: int, purpose: int = UNIT) -> Non
     words = stream(seed, step, unit, purpose).generate_state(2, np.uint64)
     random.seed(int(words[0]))
     np.random.seed(int(words[0]) & 0xFFFFFFFF)
-    torch.manual_seed(int(words[1]))
+    torch.default_generator.manual_seed(int(words[1]))
+    # torch.manual_seed keeps a traceback for each GPU that is not in use yet: a millisecond a unit on the CPU.
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(int(words[1]))
 
 
 def unit_generator(seed: int, step: int, unit: int, purpose: int = TRANSFORM) -> np.random.Generator:

@@ -1,6 +1,7 @@
 """Getting a tensor's elements to MPI and back: nothing to do on the CPU, pinned host memory for a GPU.
 
-MPI libraries from wheels know no GPU memory, so a GPU's vector is copied to page-locked memory, combined there and copied back.
+MPI libraries from wheels know no GPU memory, so a GPU's vector is copied to page-locked memory, combined there and
+copied back.
 """
 
 from collections.abc import Callable

@@ -30,16 +30,16 @@ def start(
 ) -> Run:
     """Start MPI and make a run of `model` on all members. Collective.
 
-    Every member calls it with the same arguments; parameters and buffers become those of the first member. The model is moved
-    to the member's device and torch's threads are set.
+    Every member calls it with the same arguments; parameters and buffers become those of the first member. The model is
+    moved to the member's device and torch's threads are set.
 
     Args:
         model: called by your own loop.
         optimizer: of the model's parameters.
         data: a dataset folder (its split `train` is used), a split of an open dataset, or a map-style torch dataset.
         batch_size: samples a step, over all members together.
-        unit_size: samples a unit, the portion a worker computes at a time; an eighth of the batch by default. It does not
-            depend on the number of members, because the weights must not.
+        unit_size: samples a unit, the portion a worker computes at a time; an eighth of the batch by default. It does
+            not depend on the number of members, because the weights must not.
         sum: "exact": the same weights to the bit at any number of members; "float": faster, without that promise.
         seed: decides sample order and the random numbers of each unit.
         clip_norm: largest 2-norm of the gradient; None does not clip.

@@ -3,14 +3,14 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from hpcvol.elastic.bag import Bag
 from hpcvol.elastic.units import UnitSpan
 from hpcvol.errors import ModelError
-from hpcvol.torch.exact import NonFiniteSum
+from hpcvol.torch.exact import NonFiniteSumError
 from hpcvol.torch.loader import Unit
 from hpcvol.torch.means import weighted_mean
 from hpcvol.torch.outputs import integer_weight, scalar_loss
@@ -33,9 +33,10 @@ class UnitRecord:
 class Step:
     """A step of a run. Iterate over it once; give each unit's loss to `backward`.
 
-    When the iteration ends the step is over: its units were summed over all workers and the optimizer was applied, the same on
-    every member. A unit may come more than once: the probe of a run's first step computes two units that do not count, and a
-    step whose gradients outgrew the range of their sum is computed again.
+    When the iteration ends the step is over: its units were summed over all workers and the optimizer was applied, the
+        same on
+    every member. A unit may come more than once: the probe of a run's first step computes two units that do not count,
+    and a step whose gradients outgrew the range of their sum is computed again.
 
     Attributes:
         index: the step's number, from 0.
@@ -83,7 +84,8 @@ class Step:
 
         Args:
             loss: the unit's mean loss, one element.
-            weight: what the mean was taken over (samples by default; say the tokens if it is tokens); 0 leaves the unit out.
+            weight: what the mean was taken over (samples by default; say the tokens if it is tokens); 0 leaves the unit
+                out.
             metrics: further means over the same, to be averaged over the step.
 
         Raises:
@@ -128,16 +130,18 @@ class Step:
         self._check_losses(records)
         try:
             gradients_fit, buffers_fit = run.gradients.agree(), run.buffers.agree()
-        except NonFiniteSum as error:
+        except NonFiniteSumError as error:
             raise ModelError(
-                f"step {self.index}: {error.name} holds {error.value} although every loss is finite; lower the learning rate, clip "
+                f"step {self.index}: {error.name} holds {error.value} although every loss is finite; lower the "
+                "learning rate, clip "
                 "gradients (optimizer.clip_norm), or look for a division by zero or the root of zero in the model",
                 everywhere=True,
             ) from None
         if not (gradients_fit and buffers_fit):
             if self.attempts > 2:
                 raise ModelError(
-                    f"step {self.index}: gradients outgrew the exact sum's range {self.attempts} times at exponents that fit their "
+                    f"step {self.index}: gradients outgrew the exact sum's range {self.attempts} times at exponents "
+                    "that fit their "
                     "own maximum: the units are not pure functions of the parameters",
                     everywhere=True,
                 )
@@ -152,7 +156,8 @@ class Step:
         for index, record in sorted(records.items()):
             if record.weight and not math.isfinite(record.loss):
                 raise ModelError(
-                    f"step {self.index}: the loss of unit {index}, computed by member {record.member}, is {record.loss}; lower the "
+                    f"step {self.index}: the loss of unit {index}, computed by member {record.member}, is "
+                    f"{record.loss}; lower the "
                     "learning rate, or look at that unit's samples; training stops, the last checkpoint is good",
                     everywhere=True,
                 )

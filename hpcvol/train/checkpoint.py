@@ -1,8 +1,9 @@
 """Checkpoints: folders that are there whole or not at all.
 
-`checkpoints/step-00000120/` holds `model.safetensors` (parameters and buffers), `optimizer.pt` (the optimizer's state, loadable
-with `weights_only=True`) and `state.json` (everything else, and the size and digest of the other two). It is written as
-`.step-00000120.partial`, synced and renamed. `checkpoints/best` points to the one with the lowest validation loss.
+`checkpoints/step-00000120/` holds `model.safetensors` (parameters and buffers), `optimizer.pt` (the optimizer's state,
+loadable with `weights_only=True`) and `state.json` (everything else, and the size and digest of the other two). It is
+written as `.step-00000120.partial`, synced and renamed. `checkpoints/best` points to the one with the lowest validation
+loss.
 """
 
 import json
@@ -71,7 +72,8 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
             free = shutil.disk_usage(self._folder if self._folder.exists() else "/").free
             raise CheckpointError(
-                f"checkpoint {final} could not be written: {error} ({free / 2**20:.0f} MiB free there); checkpoints written before "
+                f"checkpoint {final} could not be written: {error} ({free / 2**20:.0f} MiB free there); checkpoints "
+                "written before "
                 "are whole. Make room and start the same command again: it goes on from the last one"
             ) from error
         self._prune()
@@ -133,7 +135,8 @@ def load_weights(path: Path, model: torch.nn.Module) -> None:
     """Load parameters and buffers from a safetensors file, in place. Local.
 
     Raises:
-        CheckpointError: no such file, not safetensors, or names, shapes or dtypes that are not the model's; names the first.
+        CheckpointError: no such file, not safetensors, or names, shapes or dtypes that are not the model's; names the
+            first.
     """
     try:
         with safetensors.safe_open(path, "pt") as file:
@@ -153,7 +156,8 @@ def _check_fit(path: Path, stored: Mapping[str, Any], model: torch.nn.Module) ->
             raise CheckpointError(f"{path} is of another model: it holds {name!r}, which this model does not have")
         if list(stored[name].get_shape()) != list(own[name].shape):
             raise CheckpointError(
-                f"{path} is of another model: {name!r} is {list(stored[name].get_shape())} there and {list(own[name].shape)} here"
+                f"{path} is of another model: {name!r} is {list(stored[name].get_shape())} there and "
+                f"{list(own[name].shape)} here"
             )
     # Tensors that share memory with a stored one (tied weights) are stored once.
     pointers = {own[name].data_ptr() for name in stored}

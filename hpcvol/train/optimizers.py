@@ -24,10 +24,11 @@ def make_optimizer(config: OptimizerConfig, parameters: Iterable[torch.nn.Parame
         hint = f"; did you mean {kinds[near[0]].__name__}?" if near else ""
         raise ConfigError(f"optimizer.name = {config.name!r}: torch.optim has no such optimizer{hint}")
     try:
-        return kind(parameters, **config.args)
+        optimizer: torch.optim.Optimizer = kind(parameters, **config.args)
     except (TypeError, ValueError) as error:
         known = [name for name in inspect.signature(kind).parameters if name not in ("self", "params")]
         raise ConfigError(f"optimizer.args: {kind.__name__} says: {error}; it takes {', '.join(known)}") from None
+    return optimizer
 
 
 def learning_rate_factor(config: OptimizerConfig, total_steps: int) -> Callable[[int], float]:

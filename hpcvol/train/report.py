@@ -1,4 +1,4 @@
-"""What a run tells while it runs: lines on the terminal, `metrics.jsonl`, and the user's own hook. First member only."""
+"""What the first member tells while a run runs: lines on the terminal, `metrics.jsonl`, and the user's own hook."""
 
 import json
 import time

@@ -71,8 +71,8 @@ class Trainer:
         """Train to the end and write `summary.json`. Collective.
 
         Returns:
-            True when the run is complete; False when a signal asked it to stop: it stopped after the step at hand, with a
-            checkpoint.
+            True when the run is complete; False when a signal asked it to stop: it stopped after the step at hand, with
+            a checkpoint.
         """
         if self._complete:
             if self._group.rank == 0:
@@ -124,7 +124,8 @@ class Trainer:
                 state = checkpoint.load(newest, self.run.model, self.run.optimizer)
                 if state["dataset"] != self._data.id:
                     raise CheckpointError(
-                        f"{newest} was trained on dataset {state['dataset']}, and {self._config.data.path} is {self._data.id}: "
+                        f"{newest} was trained on dataset {state['dataset']}, and {self._config.data.path} is "
+                        f"{self._data.id}: "
                         "restore that data, or start over with --fresh"
                     )
                 self.run.load_state(state["run"])
@@ -139,8 +140,9 @@ class Trainer:
         run, steps_per_epoch = self.run, self.run.batching.steps_per_epoch
         parameters = sum(parameter.numel() for parameter in run.model.parameters())
         self._report.say(
-            f"{run.describe_batch()}; {len(self._data.train)} samples, {steps_per_epoch} steps an epoch, {self._total} steps; "
-            f"{parameters} parameters on {run.device}, {torch.get_num_threads()} threads a member, {run.settings.sum} sum"
+            f"{run.describe_batch()}; {len(self._data.train)} samples, {steps_per_epoch} steps an epoch, "
+            f"{self._total} steps; {parameters} parameters on {run.device}, {torch.get_num_threads()} threads a "
+            f"member, {run.settings.sum} sum"
         )
         if resumed is not None:
             self._report.say(f"going on from {resumed} at step {run.step}")
@@ -230,7 +232,8 @@ class Trainer:
         result = self.run.evaluate(self._forward, samples)
         if not math.isfinite(result.loss):
             raise ModelError(
-                f"the loss over held-out samples is {result.loss} after step {self.run.step}; the last checkpoint is good",
+                f"the loss over held-out samples is {result.loss} after step {self.run.step}; the last checkpoint is "
+                "good",
                 everywhere=True,
             )
         return result
@@ -297,8 +300,8 @@ class Trainer:
         different = [key for key in now if now[key] != then.get(key)]
         if different and self.run.is_first and self.run.settings.sum == "exact":
             logger.warning(
-                "the checkpoint was computed by another numerics class (%s), so the weights may differ in their last bits from an "
-                "uninterrupted run's",
+                "the checkpoint was computed by another numerics class (%s), so the weights may differ in their last "
+                "bits from an uninterrupted run's",
                 "; ".join(f"{key}: {then.get(key)}, now {now[key]}" for key in different),
             )
 
