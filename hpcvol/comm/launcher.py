@@ -41,6 +41,12 @@ def vendor_of(version: str) -> str | None:
     return None
 
 
+def library_name(version: str) -> str:
+    """Return name and number out of what MPI_Get_library_version says, such as `Open MPI v5.0.11`."""
+    line = version.strip("\0 \n").splitlines()[0]
+    return " ".join(line.split(",")[0].replace("Version:", "").split())
+
+
 def launcher(library: str | None = None) -> Launcher | None:
     """Return what started this process, None where nothing did.
 

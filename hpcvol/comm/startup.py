@@ -2,9 +2,10 @@
 
 import warnings
 
+from hpcvol import environment
 from hpcvol.comm import ending
 from hpcvol.comm.group import Group
-from hpcvol.comm.launcher import Launcher, launcher, vendor_of
+from hpcvol.comm.launcher import Launcher, launcher, library_name, vendor_of
 from hpcvol.errors import CommError
 
 NO_MPI = (
@@ -31,9 +32,12 @@ def start() -> Group:
         _load()
         from mpi4py import MPI
 
-        library = MPI.Get_library_version().strip("\0 \n").splitlines()[0]
+        library = library_name(MPI.Get_library_version())
         by = launcher(vendor_of(library))
         _refuse_other_vendor(by, library)
+        if by is None:
+            # Looking for fast networks takes Open MPI 5 a second, and a run of one rank talks to nobody.
+            environment.set_default("OMPI_MCA_btl", "^ofi")
         _initialise()
         _refuse_singletons(by, library, MPI.COMM_WORLD.Get_size())
         _world = Group(MPI.COMM_WORLD.Dup(), MPI.COMM_WORLD.Get_rank())
@@ -90,7 +94,7 @@ def _refuse_singletons(by: Launcher | None, library: str, size: int) -> None:
     if by is None or by.num_ranks is None or by.num_ranks == 1 or size > 1:
         return
     raise CommError(
-        f"{by.name} started {by.num_ranks} or more processes, but each is an MPI run of its own: {library} does not "
+        f"{by.name} started {by.num_ranks} processes, but each is an MPI run of its own: {library} does not "
         f"understand this launcher. Start with the mpiexec that belongs to this MPI (inside a Slurm job `hpcvol train` "
         "and mpiexec take the job's nodes); with MPICH under srun use `srun --mpi=pmi2`",
         everywhere=True,

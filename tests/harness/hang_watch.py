@@ -79,7 +79,9 @@ class HangWatch:
                 self._give_up(f"the others did not come within {PATIENCE_SECONDS:g} s of a failure on one rank")
 
     def _give_up(self, why: str) -> None:
-        self._config.get_terminal_writer().flush()
+        reporter = self._config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:  # the ranks that do not report have none
+            reporter.flush()
         said = f"{why}\nthis rank {self._failure}" if self._failure is not None else why
         os.write(self._stderr, f"\n=== {self._who}: {self._what}: {said}\n".encode())
         faulthandler.dump_traceback(self._stderr, all_threads=True)

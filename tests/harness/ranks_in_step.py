@@ -64,6 +64,8 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     config.option.only_mpi = True  # pytest-mpi: what takes no ranks runs in one process, elsewhere
     config.pluginmanager.register(RanksInStep(world, watch), "ranks_in_step_plugin")
+    if rank > 0:  # rank 0 reports
+        config.pluginmanager.set_blocked("terminalreporter")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -120,11 +122,6 @@ class RanksInStep:
         self._watch = watch
         self._collect_errors: list[str] = []
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_sessionstart(self, session: pytest.Session) -> None:
-        if self._world.rank > 0:  # rank 0 reports
-            session.config.pluginmanager.unregister(name="terminalreporter")
-
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
             self._collect_errors.append(report.longreprtext)
@@ -134,8 +131,9 @@ class RanksInStep:
         texts = self._world.gather_objects("\n".join(self._collect_errors))
         names = self._world.gather_objects([item.nodeid for item in session.items])
         if any(texts):
-            parts = [f"--- rank {rank} ---\n{text}" for rank, text in enumerate(texts) if text]
-            pytest.exit("collection failed:\n" + "\n".join(parts), returncode=2)
+            # Rank 0 prints its own errors anyway.
+            other = [f"\n--- rank {rank} ---\n{text}" for rank, text in enumerate(texts) if text not in ("", texts[0])]
+            pytest.exit("collection failed" + "".join(other), returncode=2)
         for rank, theirs in enumerate(names):
             if theirs != names[0]:
                 only = sorted(set(theirs) ^ set(names[0])) or ["the same tests in another order"]
