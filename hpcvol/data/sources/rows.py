@@ -137,25 +137,29 @@ class RowSource:
     def _check(self, name: str, field: Field, window: int, rows: Chunk) -> Array | list[Array]:
         """Return field `name` of the rows in the field's dtype: [k, *shape], or k arrays where ragged."""
         values = rows.get(name, ())
-        checked: list[Array] = []
-        for i, value in enumerate(values):
-            row = np.asarray(value)
-            shape = row.shape[1:] if field.ragged and row.ndim else row.shape
-            problem = ""
-            if shape != field.shape or (field.ragged and row.ndim == 0):
-                problem = f"has shape {row.shape}, the first row has {_shape_words(field)}"
-                if not field.ragged and row.ndim and shape[1:] == field.shape[1:]:
-                    problem += f"; where rows may differ in their first dimension, set option ragged={name}"
-            elif not np.can_cast(row.dtype, field.dtype, "safe"):
-                problem = f"has dtype {row.dtype}, the first row has {field.dtype}"
-            elif not self._keep_non_finite and row.dtype.kind == "f" and not np.isfinite(row).all():
-                problem = "has NaN or infinity; clean the input, or set option non_finite=keep"
+        if isinstance(values, np.ndarray) and not field.ragged and not self._problem(name, field, values, 1):
+            return values.astype(field.dtype, copy=False)
+        checked = [np.asarray(value) for value in values]
+        for i, row in enumerate(checked):
+            problem = self._problem(name, field, row, int(field.ragged))
             if problem:
                 raise DataError(f"{self._rows.where(window * WINDOW_ROWS + i)}: field {name!r} {problem}.")
-            checked.append(row)
         if field.ragged:
             return [np.asarray(row, field.dtype) for row in checked]
         return np.array(checked, field.dtype).reshape(len(checked), *field.shape)
+
+    def _problem(self, name: str, field: Field, values: Array, free: int) -> str:
+        """Return what is wrong with `values`, whose first `free` dimensions may be of any size, or nothing."""
+        if values.ndim < free or values.shape[free:] != field.shape:
+            problem = f"has shape {values.shape}, the first row has {_shape_words(field)}"
+            if not field.ragged and values.ndim and values.shape[1:] == field.shape[1:]:
+                problem += f"; where rows may differ in their first dimension, set option ragged={name}"
+            return problem
+        if not np.can_cast(values.dtype, field.dtype, "safe"):
+            return f"has dtype {values.dtype}, the first row has {field.dtype}"
+        if not self._keep_non_finite and values.dtype.kind == "f" and not np.isfinite(values).all():
+            return "has NaN or infinity; clean the input, or set option non_finite=keep"
+        return ""
 
 
 def _num_rows(rows: Chunk) -> int:
