@@ -3,9 +3,9 @@
 Every contender delivers the same kind of batch from the same rows, more than the caches hold; all files are in the page
 cache, so this is the cost of reading, not of the disk.
 
-- hpcvol: `order` and `Split.take` into four buffers in turn, as the trainer does. Both are in the time.
-- numpy_ram: np.take(..., out=, mode="clip"), its fastest form, from one array in memory into four buffers in turn;
-  where the indices come from is not in the time.
+- hpcvol: `Split.take` into four buffers in turn, as the trainer does.
+- hpcvol_with_order: the same with the call of `order` that says which samples; for the others the indices are ready.
+- numpy_ram: np.take(..., out=, mode="clip"), its fastest form, from one array in memory into four buffers in turn.
 - naive_h5py: a map-style dataset that returns `h5py_dataset[i]`, under a DataLoader with two workers that shuffles.
   What its workers need to start is not in the time.
 """
@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -59,46 +60,52 @@ def ring(shape: tuple[int, ...], dtype: str) -> Iterator[Array]:
         yield from buffers
 
 
-def hpcvol_batches(path: Path, shape: tuple[int, ...], dtype: str) -> Iterator[Array]:
+def hpcvol_contenders(path: Path, shape: tuple[int, ...], dtype: str) -> dict[str, Iterator[float]]:
     split = Dataset.open(path).split("train")
     split.take(np.arange(len(split)))  # the checksums are looked at in the first epoch, and not again
     buffers = ring(shape, dtype)
-    epoch = 0
-    while True:
-        for position in range(0, len(split) - BATCH, BATCH):
-            indices = order(len(split), 0, epoch, position, BATCH)
-            yield split.take(indices, lambda _shape, _dtype: next(buffers))["x"]
-        epoch += 1
+
+    def allocate(_shape: tuple[int, ...], _dtype: np.dtype[Any]) -> Array:
+        return next(buffers)
+
+    def indices(position: int, epoch: int) -> NDArray[np.int64]:
+        return order(len(split), 0, epoch, position, BATCH)
+
+    return {
+        "hpcvol": timed(len(split), indices, lambda ready: split.take(ready, allocate)),
+        "hpcvol_with_order": timed(len(split), lambda *at: at, lambda at: split.take(indices(*at), allocate)),
+    }
 
 
-def numpy_batches(array: Array, shape: tuple[int, ...], dtype: str) -> Iterator[Array]:
+def numpy_contender(array: Array, shape: tuple[int, ...], dtype: str) -> Iterator[float]:
     buffers = ring(shape, dtype)
-    rng = np.random.default_rng(0)
-    while True:
-        indices = rng.permutation(len(array))
-        for position in range(0, len(array) - BATCH, BATCH):
-            yield np.take(array, indices[position : position + BATCH], axis=0, out=next(buffers), mode="clip")
+
+    def indices(position: int, epoch: int) -> NDArray[np.int64]:
+        return order(len(array), 0, epoch, position, BATCH)
+
+    return timed(len(array), indices, lambda ready: np.take(array, ready, axis=0, out=next(buffers), mode="clip"))
 
 
-def timed(batches: Iterator[Any], count: int) -> list[float]:
-    seconds = []
-    for _ in range(count):
-        begin = time.perf_counter()
-        next(batches)
-        seconds.append(time.perf_counter() - begin)
-    return seconds
+def timed(rows: int, prepare: Callable[[int, int], Any], work: Callable[[Any], Any]) -> Iterator[float]:
+    """Yield the seconds of `work(prepare(position, epoch))` for one batch after the other; `prepare` is not in them."""
+    for epoch in count():
+        for position in range(0, rows - BATCH, BATCH):
+            prepared = prepare(position, epoch)
+            begin = time.perf_counter()
+            work(prepared)
+            yield time.perf_counter() - begin
 
 
-def naive_seconds(path: Path, rows: int, count: int) -> float:
+def naive_seconds(path: Path, rows: int, batches: int) -> float:
     """Return the mean time of a batch once the workers are under way: they hand over several at once."""
     loader = DataLoader(NaiveRows(path, rows), batch_size=BATCH, shuffle=True, num_workers=2)
-    batches = iter(loader)
+    iterator = iter(loader)
     for _ in range(6):
-        next(batches)
+        next(iterator)
     begin = time.perf_counter()
-    for _ in range(count):
-        next(batches)
-    return (time.perf_counter() - begin) / count
+    for _ in range(batches):
+        next(iterator)
+    return (time.perf_counter() - begin) / batches
 
 
 def compare(case: str, folder: Path, nbytes: int, rounds: int) -> list[Row]:
@@ -111,25 +118,23 @@ def compare(case: str, folder: Path, nbytes: int, rounds: int) -> list[Row]:
     with h5py.File(folder / "naive.h5", "w") as file:
         file["x"] = array
 
-    contenders: dict[str, Callable[[], list[float]]] = {}
-    hpcvol, numpy = hpcvol_batches(path, shape, dtype), numpy_batches(array, shape, dtype)
-    contenders["hpcvol"] = lambda: timed(hpcvol, 200)
-    contenders["numpy_ram"] = lambda: timed(numpy, 200)
-    contenders["naive_h5py"] = lambda: [naive_seconds(folder / "naive.h5", rows, 12)]
-    times: dict[str, list[float]] = {name: [] for name in contenders}
+    contenders = hpcvol_contenders(path, shape, dtype) | {"numpy_ram": numpy_contender(array, shape, dtype)}
+    times: dict[str, list[float]] = {name: [] for name in (*contenders, "naive_h5py")}
     for turn in range(rounds):
-        for name, measure in contenders.items():
-            if name != "naive_h5py" or turn % 8 == 0:
-                times[name] += measure()
+        for _ in range(10):
+            for name, seconds in contenders.items():
+                times[name] += islice(seconds, 20)
+        if turn % 8 == 0:
+            times["naive_h5py"].append(naive_seconds(folder / "naive.h5", rows, 12))
     reference = {name: Row(name, case, BATCH * row_nbytes, 1, seconds).summary for name, seconds in times.items()}
 
     def extra(name: str) -> dict[str, float]:
         own = reference[name]
         return {
             "samples_per_second": BATCH / own["median"],
-            "of_numpy_ram_p25": reference["numpy_ram"]["p25"] / own["p25"],
-            "of_numpy_ram_median": reference["numpy_ram"]["median"] / own["median"],
-            "of_naive_h5py_median": reference["naive_h5py"]["median"] / own["median"],
+            "of_numpy": reference["numpy_ram"]["median"] / own["median"],
+            "of_numpy_p25": reference["numpy_ram"]["p25"] / own["p25"],
+            "of_naive": reference["naive_h5py"]["median"] / own["median"],
         }
 
     return [Row(name, case, BATCH * row_nbytes, 1, seconds, extra(name)) for name, seconds in times.items()]

@@ -45,14 +45,15 @@ class FixedReader:
     def __init__(self, name: str, field: Field, rows: Rows) -> None:
         self._name = name
         self._field = field
-        self._values = _Array(name, field.item_nbytes, rows)
-        self._span = np.array([[0, field.item_nbytes]], np.int64)
+        self._nbytes = field.item_nbytes
+        self._values = _Array(name, self._nbytes, rows)
+        self._span = np.array([[0, self._nbytes]], np.int64)
 
     def take(self, indices: Indices, allocate: Allocate, batch: dict[str, Array]) -> None:
         """Put `name`: [k, *shape] into `batch`."""
         out = allocate((len(indices), *self._field.shape), self._field.dtype)
         self._values.check(indices, self._span)
-        self._values.gather(indices, self._field.item_nbytes, _as_bytes(out, len(indices) * self._field.item_nbytes))
+        self._values.gather(indices, self._nbytes, _as_bytes(out, len(indices) * self._nbytes))
         batch[self._name] = out
 
 
@@ -118,4 +119,4 @@ def _as_bytes(out: Array, nbytes: int) -> Array:
             f"allocate() returned an array of shape {out.shape}, dtype {out.dtype}; expected a C-contiguous one of "
             f"{nbytes} bytes, of the shape and dtype that it was asked for."
         )
-    return out.reshape(-1).view(np.uint8)
+    return np.frombuffer(out, np.uint8)
