@@ -1,0 +1,222 @@
+"""A training step of the example GPT: hpcvol's float and exact sums beside one rank alone and DDP over gloo.
+
+Every contender trains the same model on batches of the same size, AdamW and clipping included, one thread a rank:
+
+- one_rank: plain torch; one rank computes a whole local batch, the other ranks sleep.
+- hpcvol_float, hpcvol_exact: `hpcvol.start` and its loop. Float computes a rank's share in one pass, exact unit by unit.
+- ddp_gloo: DistributedDataParallel over gloo, gradient_as_bucket_view and static_graph, the usual best settings; whole
+  local batches, taken from memory.
+
+Contenders take turns, a few steps each; the slowest rank of a step counts. Then, with a large model of little work, how
+much memory each takes a parameter: the peak of the process above what it had before the model was made.
+
+    mpiexec -n 2 python benchmarks/train_step.py [--json FILE] [--quick]
+"""
+
+import ctypes
+import gc
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from report import Row, arguments, publish
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import TensorDataset
+
+import hpcvol
+from hpcvol.callables import load_callable
+from hpcvol.comm import Group
+from hpcvol.comm import start as start_mpi
+from hpcvol.train.config import Config
+
+EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "gpt.toml"
+NUM_SEQUENCES = 4096
+MEMORY_WIDTH = 2048
+CONTENDERS = ("one_rank", "hpcvol_float", "hpcvol_exact", "ddp_gloo")
+
+Stepper = Callable[[], None]
+
+
+class Tokens(TensorDataset):
+    """Sequences of random bytes, as a map-style dataset of mappings: the time of a step does not depend on the text."""
+
+    def __init__(self, length: int) -> None:
+        tokens = np.random.default_rng(0).integers(0, 256, (NUM_SEQUENCES, length), np.uint8)
+        super().__init__(torch.from_numpy(tokens))
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:  # type: ignore[override]
+        return {"tokens": self.tensors[0][index]}
+
+
+class Wide(nn.Module):
+    """Many parameters and little work: what is held beside them shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*(nn.Linear(MEMORY_WIDTH, MEMORY_WIDTH, bias=False) for _ in range(8)))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.layers(tokens[:, :1].float().expand(-1, MEMORY_WIDTH)).square().mean()  # type: ignore[no-any-return]
+
+
+def optimizer_of(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), **config.optimizer.args)
+
+
+def plain_stepper(config: Config, model: nn.Module, trained: nn.Module, local_batch: int, rank: int) -> Stepper:
+    """Return a plain torch training step over batches in memory."""
+    optimizer = optimizer_of(config, trained)
+    tokens = Tokens(config.model.args["context"] + 1).tensors[0]
+    clip_norm = config.optimizer.clip_norm
+    position = rank * local_batch
+
+    def step() -> None:
+        nonlocal position
+        rows = torch.arange(position, position + local_batch) % NUM_SEQUENCES
+        position += 2 * local_batch
+        optimizer.zero_grad()
+        output = model(tokens=tokens[rows])
+        (output["loss"] if isinstance(output, dict) else output).backward()
+        if clip_norm is not None:
+            nn.utils.clip_grad_norm_(trained.parameters(), clip_norm)
+        optimizer.step()
+
+    return step
+
+
+def hpcvol_stepper(config: Config, model: nn.Module, kind: str) -> Stepper:
+    """Return a step of hpcvol's own loop."""
+    run = hpcvol.start(
+        model,
+        optimizer_of(config, model),
+        data=Tokens(config.model.args["context"] + 1),
+        batch_size=config.train.batch_size,
+        unit_size=config.train.unit_size,
+        sum=kind,
+        clip_norm=config.optimizer.clip_norm,
+        threads=1,
+    )
+    steps = run.steps(1 << 30)
+
+    def one_step() -> None:
+        step = next(steps)
+        for unit in step:
+            output = model(**unit)
+            if isinstance(output, dict):
+                step.backward(output["loss"], output["weight"])
+            else:
+                step.backward(output)
+
+    return one_step
+
+
+def stepper(contender: str, config: Config, build: Callable[[], nn.Module], group: Group) -> Stepper:
+    torch.manual_seed(0)
+    model = build()
+    local_batch = config.train.batch_size // group.size
+    if contender.startswith("hpcvol"):
+        return hpcvol_stepper(config, model, contender.removeprefix("hpcvol_"))
+    if contender == "ddp_gloo":
+        replicated = DistributedDataParallel(model, gradient_as_bucket_view=True, static_graph=True)
+        return plain_stepper(config, replicated, model, local_batch, group.rank)
+    return plain_stepper(config, model, model, local_batch, group.rank)
+
+
+def start_gloo(group: Group) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = group.broadcast_object(free.getsockname()[1])
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=group.rank, world_size=group.size)
+
+
+def timed(contender: str, step: Stepper, count: int, group: Group) -> list[float]:
+    """Return the seconds of `count` steps, the slowest rank's of each; of rank 0 alone for one_rank."""
+    torch.set_num_threads(1)
+    group.barrier()
+    seconds = []
+    if contender != "one_rank" or group.rank == 0:
+        for _ in range(count):
+            begin = time.perf_counter()
+            step()
+            seconds.append(time.perf_counter() - begin)
+    if contender == "one_rank":
+        dist.barrier()  # gloo's waits asleep, MPI's would spin beside the rank that computes
+        return group.broadcast_object(seconds)  # type: ignore[no-any-return]
+    return [max(times) for times in zip(*group.gather_objects(seconds), strict=True)]
+
+
+def peak_nbytes() -> Iterator[int]:
+    """Yield the resident size now, and after that the peak since."""
+    status = Path("/proc/self/status")
+
+    def field(name: str) -> int:
+        line = next(line for line in status.read_text().splitlines() if line.startswith(name))
+        return int(line.split()[1]) * 1024
+
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    yield field("VmRSS")
+    yield field("VmHWM")
+
+
+def memory_a_parameter(contender: str, config: Config, group: Group) -> float:
+    """Return the peak of the process above its size before, in bytes a parameter, over three steps."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # memory that an earlier contender freed must not be used again unseen
+    sizes = peak_nbytes()
+    before = next(sizes)
+    step = stepper(contender, config, Wide, group)
+    for _ in range(3):
+        step()
+    after = next(sizes)
+    return max(group.gather_objects((after - before) / (8 * MEMORY_WIDTH**2)))
+
+
+def main() -> None:
+    """Measure, and publish from rank 0."""
+    options = arguments(str(__doc__).splitlines()[0]).parse_args()
+    group = start_mpi()
+    start_gloo(group)
+    torch.set_num_threads(1)
+    config = hpcvol.load_config(EXAMPLE)
+    build = load_callable(config.model.build, config.folder)
+    memory = {name: memory_a_parameter(name, config, group) for name in CONTENDERS}
+    steppers = {name: stepper(name, config, lambda: build(**config.model.args), group) for name in CONTENDERS}
+    rounds, count = (3, 3) if options.quick else (20, 5)
+    seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+    for turn in range(rounds + 1):
+        for name, step in steppers.items():
+            times = timed(name, step, count, group)
+            if turn:  # the first round warms up
+                seconds[name] += times
+    if group.rank == 0:
+        publish("train_step", list(rows(config, group.size, seconds, memory)), options.json)
+    dist.destroy_process_group()
+
+
+def rows(config: Config, ranks: int, seconds: dict[str, list[Any]], memory: dict[str, float]) -> Iterator[Row]:
+    """Yield one row a contender, with rates, and ratios to twice one rank, to DDP and to the float sum."""
+    batch = config.train.batch_size
+    rate = {name: batch / np.percentile(times, 25) for name, times in seconds.items()}
+    rate["one_rank"] /= ranks
+    for name, times in seconds.items():
+        extra: dict[str, Any] = {
+            "samples_per_second": rate[name],
+            "of_ideal": rate[name] / (ranks * rate["one_rank"]),
+            "of_ddp": rate[name] / rate["ddp_gloo"],
+            "of_float": rate[name] / rate["hpcvol_float"],
+            "bytes_a_parameter": memory[name],
+            "beside_ddp": memory[name] - memory["ddp_gloo"],
+        }
+        yield Row(name, "gpt", 0, 1 if name == "one_rank" else ranks, times, extra)
+
+
+if __name__ == "__main__":
+    main()
