@@ -15,7 +15,7 @@ _COMBINE: dict[Op, np.ufunc] = {"sum": np.add, "min": np.minimum, "max": np.maxi
 
 # Chunks move in pieces, so that the scratch space is small, what arrives is still in cache when it is added, and no
 # message is longer than MPI can count.
-PIECE_NBYTES = 1 << 18
+PIECE_NBYTES = 1 << 20
 
 
 def allreduce(group: Group, vector: Vector, op: Op) -> None:

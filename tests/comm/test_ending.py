@@ -11,7 +11,7 @@ OTHERS_WAIT = "\nworld.barrier()\nworld.barrier()"
 
 @pytest.mark.parametrize("num_ranks", [1, 2])
 def test_a_good_end_finalises_mpi(run_ranks: RunRanks, num_ranks: int) -> None:
-    report = "import atexit; atexit.register(lambda: print('left', world.rank))"
+    report = "import atexit; atexit.register(lambda: sys.stdout.write(f'left {world.rank}\\n'))"
     ended = run_ranks(num_ranks, ["-c", START + report + "\nworld.barrier()"])
     assert ended.returncode == 0, ended.stderr
     assert sorted(ended.stdout.split("\n")) == ["", *(f"left {rank}" for rank in range(num_ranks))]
@@ -35,7 +35,7 @@ def test_a_foreign_error_on_one_rank_ends_all_with_its_traceback(run_ranks: RunR
 
 def test_an_error_of_all_is_said_once_and_ends_in_order(run_ranks: RunRanks) -> None:
     script = START + (
-        "import atexit; atexit.register(lambda: print('left in order', world.rank))\n"
+        "import atexit; atexit.register(lambda: sys.stdout.write('left in order\\n'))\n"
         "with together(world, 'building the model'):\n"
         "    if world.rank == 1: raise ModelError('no builder')\n"
     )

@@ -24,7 +24,9 @@ def fake_mpiexec(folder: Path, vendor: str) -> Path:
 
 
 def test_the_command_starts_that_many_ranks(run_program: RunProgram) -> None:
-    script = "from hpcvol.comm import start; world = start(); print(world.rank, world.size)"
+    script = (
+        "import sys; from hpcvol.comm import start; world = start(); sys.stdout.write(f'{world.rank} {world.size}\\n')"
+    )
     made = launch_command(3, [sys.executable, "-c", script])
     ended = run_program(made.argv, variables=made.environment)
     assert ended.returncode == 0, ended.stderr

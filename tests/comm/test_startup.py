@@ -8,7 +8,8 @@ from launched import RunProgram, RunRanks
 from hpcvol.comm.launch import loaded_library
 from hpcvol.comm.launcher import MPICH, OPEN_MPI, vendor_of
 
-START = "from hpcvol.comm import start; print(start().size)"
+# One write: ranks that print at once may mix what they write in two.
+START = "import sys; from hpcvol.comm import start; sys.stdout.write(f'{start().size}\\n')"
 BY_OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0", "PMIX_RANK": "0"}
 BY_MPICH = {"PMI_SIZE": "2", "PMI_RANK": "0", "PMI_FD": "9", "HYDI_CONTROL_FD": "7"}
 
