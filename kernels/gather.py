@@ -97,7 +97,7 @@ def first_outside(indices: NDArray[np.int64], num_rows: int) -> int:
     return -1
 
 
-@njit(nogil=True, cache=True, inline="always")
+@njit(nogil=True, cache=True)
 def _region_of(row: int, row_starts: Any, buckets: Any, shift: int) -> int:
     region = buckets[row >> shift]
     while row >= row_starts[region + 1]:

@@ -19,7 +19,7 @@ NUM_ROUNDS = 6
 _LOW32 = 0xFFFFFFFF
 
 
-@njit(nogil=True, cache=True, inline="always")
+@njit(nogil=True, cache=True)
 def _hash32(x: int) -> int:
     # Plain ints under a 32-bit mask: int64 wraps in compiled code and is exact in Python, the low 32 bits agree.
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & _LOW32

@@ -91,17 +91,23 @@ def _map(path: Path, shard: Shard) -> mmap.mmap:
     except FileNotFoundError:
         raise DataError(f"Shard {path} is missing; the manifest lists it with {shard.rows} rows. {_REMEDY}") from None
     except OSError as error:
-        raise DataError(
-            f"Shard {path} cannot be opened: {error.strerror}. Each shard takes an open file: raise `ulimit -n` where "
-            "there are too many, or build with larger shards (option shard_nbytes)."
-        ) from error
+        raise _cannot_open(path, error) from error
     try:
         size = os.fstat(descriptor).st_size
         if size != shard.nbytes:
             raise _wrong_size(path, size, shard)
         return mmap.mmap(descriptor, shard.nbytes, prot=mmap.PROT_READ)
+    except OSError as error:
+        raise _cannot_open(path, error) from error
     finally:
         os.close(descriptor)
+
+
+def _cannot_open(path: Path, error: OSError) -> DataError:
+    return DataError(
+        f"Shard {path} cannot be opened: {error.strerror}. Each shard takes an open file: raise `ulimit -n` where "
+        "there are too many, or build with larger shards (option shard_nbytes)."
+    )
 
 
 def _wrong_size(path: Path, size: int, shard: Shard) -> DataError:

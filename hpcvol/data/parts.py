@@ -88,12 +88,23 @@ class PartBuild:
         self._lock = -1
 
     def __enter__(self) -> "PartBuild":
-        self.already_done = self._refuse_taken()
-        if self.already_done:
-            return self
-        self._staging.mkdir(parents=True, exist_ok=True)
+        self._refuse_other_things()
+        with self._one_at_a_time():
+            self.already_done = self._refuse_taken()
+            if not self.already_done:
+                self._begin()
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+
+    def _begin(self) -> None:
+        self._staging.mkdir(exist_ok=True)
         self._remove_stale_builds()
-        self._lock = _try_lock(self._lock_file(self.index))
+        self._lock = _lock(self._lock_file(self.index), wait=False)
         if self._lock < 0:
             raise DataError(
                 f"Another process is building part {self.index} of {self.count} of {self.out}. Wait for it; where "
@@ -103,18 +114,11 @@ class PartBuild:
         self._description(self.index).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir()
-        return self
-
-    def __exit__(
-        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        if self._lock >= 0:
-            os.close(self._lock)
 
     def finish(self, part: Part) -> None:
         """Describe this part as complete, and commit the dataset if all others are."""
         write_text(self._description(self.index), part.to_json(), aside=self.folder / "description")
-        with _locked(self.out / _STAGING / "commit.lock"):
+        with self._one_at_a_time():
             # Gone: another part found all complete a moment ago, and has committed.
             if self._staging.exists() and all(self._description(i).exists() for i in range(self.count)):
                 self._commit([Part.from_json(self._description(i).read_text()) for i in range(self.count)])
@@ -132,6 +136,26 @@ class PartBuild:
         _remove_unlisted(self.out, manifest)
         shutil.rmtree(self.out / _STAGING, ignore_errors=True)
 
+    @contextmanager
+    def _one_at_a_time(self) -> Iterator[None]:
+        """Hold the lock under which parts begin and commit, so that no part begins while another commits."""
+        staging = self.out / _STAGING
+        lock = -1
+        while lock < 0:
+            staging.mkdir(parents=True, exist_ok=True)
+            lock = _lock(staging / "lock", wait=True)
+        try:
+            yield
+        finally:
+            if all(path.name == "lock" for path in staging.glob("*")):  # no build here, or none any more
+                shutil.rmtree(staging, ignore_errors=True)
+            os.close(lock)
+
+    def _refuse_other_things(self) -> None:
+        ours = (self.out / FILE_NAME).exists() or (self.out / _STAGING).exists() or not self.out.exists()
+        if not ours and not (self.out.is_dir() and not any(self.out.iterdir())):
+            raise DataError(f"{self.out} exists and is not an empty folder; choose a new one for the dataset.")
+
     def _refuse_taken(self) -> bool:
         """Return whether the dataset is there already by the work of this build's other parts."""
         if (self.out / FILE_NAME).exists():
@@ -142,17 +166,13 @@ class PartBuild:
                     f"{self.out} holds a dataset already. Choose another folder, or replace it with --overwrite "
                     "(overwrite=True)."
                 )
-            return False
-        begun = (self.out / _STAGING).exists()
-        if self.out.exists() and not begun and not (self.out.is_dir() and not any(self.out.iterdir())):
-            raise DataError(f"{self.out} exists and is not an empty folder; choose a new one for the dataset.")
         return False
 
     def _remove_stale_builds(self) -> None:
         for staging in (self.out / _STAGING).iterdir():
             if staging.is_dir() and staging.name != self.key:
                 for lock_file in staging.glob("*.lock"):
-                    lock = _try_lock(lock_file)
+                    lock = _lock(lock_file, wait=False)
                     if lock < 0:
                         raise DataError(
                             f"Another build, of other input or options, is at work in {self.out}. Wait for it, or "
@@ -211,26 +231,21 @@ def _remove_unlisted(out: Path, manifest: Manifest) -> None:
             path.unlink()
 
 
-def _try_lock(path: Path) -> int:
-    """Return a descriptor that holds the lock `path` until it is closed or the process dies, or -1 if it is taken."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return -1
-    return descriptor
+def _lock(path: Path, *, wait: bool) -> int:
+    """Return a descriptor that holds the lock `path` until it is closed or the process dies; -1 if there is none.
 
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
+    There is none where another process holds it (and `wait` is false), or where the file was removed while we waited:
+    a lock on a file that nobody else can find excludes nobody.
+    """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except FileNotFoundError:  # the folder is gone: committed
-        yield
-        return
+    except FileNotFoundError:
+        return -1
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(descriptor).st_nlink > 0:
+            return descriptor
+    except BlockingIOError:
+        pass
+    os.close(descriptor)
+    return -1

@@ -32,6 +32,8 @@ def test_text_of_many_documents_keeps_each_whole(tmp_path: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{i}.txt").write_bytes(bytes([i]) * 50)
     (corpus / "other.bin").write_bytes(b"\xff" * 5000)
+    (corpus / ".git").mkdir()
+    (corpus / ".git" / "hidden.txt").write_bytes(b"\xff" * 5000)
     out = build_dataset("text", [corpus], tmp_path / "out", options={"sequence_length": 10, "pattern": "*.txt"})
     found = everything(out)
     documents = {split: set(columns["tokens"].reshape(-1).tolist()) for split, columns in found.items()}

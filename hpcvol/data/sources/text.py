@@ -41,7 +41,7 @@ def text_source(paths: Sequence[str], shares: Mapping[str, float], options: Opti
     so on.
 
     Options: sequence_length (257: 256 inputs and, one further on, 256 targets); pattern ("*", of the files taken from
-    folders, at any depth); shard_nbytes.
+    folders, at any depth, without hidden ones); shard_nbytes.
     """
     length = options.integer("sequence_length", 257, least=1)
     documents = _documents(paths, options.text("pattern", "*"))
@@ -95,7 +95,8 @@ def _documents(paths: Sequence[str], pattern: str) -> dict[str, Path]:
     documents: dict[str, Path] = {}
     for path in _expand(paths):
         if path.is_dir():
-            found = {file.relative_to(path).as_posix(): file for file in path.rglob(pattern) if file.is_file()}
+            files = {file.relative_to(path): file for file in path.rglob(pattern) if file.is_file()}
+            found = {name.as_posix(): file for name, file in files.items() if not _hidden(name)}
         elif path.is_file():
             found = {path.name: path}
         else:
@@ -108,6 +109,10 @@ def _documents(paths: Sequence[str], pattern: str) -> dict[str, Path]:
     if not documents:
         raise DataError(f"No files match {pattern!r} in {', '.join(map(str, paths))}; check the path or the pattern.")
     return documents
+
+
+def _hidden(name: Path) -> bool:
+    return any(part.startswith(".") for part in name.parts)
 
 
 def _expand(paths: Sequence[str]) -> Iterator[Path]:
