@@ -7,12 +7,14 @@ between 2^(LIMIT - HEADROOM_BITS - 1) and 2^(LIMIT - HEADROOM_BITS), where 2^LIM
 number a tensor, a function of the data alone, so neither buckets nor ranks nor order can change a bit. A tensor without
 history has DEFAULT_EXPONENT.
 
-Overflow. A unit whose largest |weight · x| · 2^e exceeds 2^62 / units makes the step be computed again, at the exponent
+Overflow. A unit whose largest |weight · x| · 2^e reaches 2^62 / units makes the step be computed again, at the exponent
 that the step's maximum asks for. Units are pure, so the second maximum is the first.
 
 Error. Each unit is rounded once: |mean - exact mean| ≤ units · 2^(-e-1) / Σ weight, then one rounding to the tensor's
 dtype. With e from history that is at most units · M · 2^(HEADROOM_BITS - LIMIT) / Σ weight, M being the last step's
-largest |weight · x|: for 8 units 2^-46 of the largest term, where adding in float32 loses up to 2^-24 of each term.
+largest |weight · x|: for 8 units 2^-46 of the largest term, where adding in float32 loses up to 2^-24 of each term. For
+float64 tensors the product with a weight, the sum read as a double and the division are rounded too: up to 2^-51 of
+Σ weight · |x| / Σ weight more.
 """
 
 import math
@@ -154,7 +156,7 @@ class ExactSum:
         self._exponents[:] = [exponents[name] for name in names]
 
     def _fits(self, largest: float, exponent: int) -> bool:
-        return largest <= 0 or largest <= math.ldexp(1.0, self._limit - exponent)
+        return largest <= 0 or math.frexp(largest)[1] <= self._limit - exponent
 
     def _exponent_for(self, largest: float) -> int:
         return min(self._limit - HEADROOM_BITS - math.frexp(largest)[1], _LARGEST_EXPONENT)

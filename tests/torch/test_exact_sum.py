@@ -1,0 +1,332 @@
+"""The exact sum itself: independent of order, partition and grouping; overflow; what is not finite."""
+
+import math
+import random
+from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hpcvol.kernels.fixed_point import accumulate
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from training import alone
+
+from hpcvol.comm import Group, start
+from hpcvol.elastic.bag import deal
+from hpcvol.errors import CheckpointError, ModelError
+from hpcvol.strategies.allreduce import AllReduce
+from hpcvol.torch.exact import DEFAULT_EXPONENT, HEADROOM_BITS, ExactSum, Term, accumulate_in_torch
+
+CPU = torch.device("cpu")
+NAMES = ["first", "second", "third"]
+SHAPES = [(5,), (3, 4), (1,)]
+Unit = tuple[list[torch.Tensor], int]
+
+
+def make_sum(group: Group, units: int = 8, shapes: Sequence[tuple[int, ...]] = SHAPES) -> ExactSum:
+    terms = [Term(name, math.prod(shape)) for name, shape in zip(NAMES, shapes, strict=False)]
+    return ExactSum(terms, units, AllReduce(group), CPU)
+
+
+def make_units(count: int, seed: int = 0, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> list[Unit]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (
+            [scale * torch.randn(shape, generator=generator, dtype=dtype) for shape in SHAPES],
+            int(torch.randint(1, 300, (), generator=generator)),
+        )
+        for _ in range(count)
+    ]
+
+
+def add(total: ExactSum, units: Sequence[Unit]) -> None:
+    for tensors, weight in units:
+        for index, values in enumerate(tensors):
+            total.add(index, values, weight)
+
+
+def means(total: ExactSum, weight: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    found = []
+    for index, shape in enumerate(SHAPES):
+        out = torch.empty(shape, dtype=dtype)
+        total.mean(index, weight, out)
+        found.append(out)
+    return found
+
+
+def summed(total: ExactSum, mine: Sequence[Unit], weight: int) -> list[bytes]:
+    """Sum `mine` of all ranks, redone as often as `total` asks, and return the means' bits. Collective."""
+    add(total, mine)
+    while not total.agree():
+        add(total, mine)
+    total.reduce()
+    return [mean.numpy().tobytes() for mean in means(total, weight)]
+
+
+def test_order_and_partition_leave_no_trace(group: Group) -> None:
+    units = make_units(8)
+    weight = sum(w for _, w in units)
+    with alone(group) as single:
+        reference = summed(make_sum(single), units, weight)
+    for seed in range(5):
+        shuffled = random.Random(seed).sample(units, len(units))
+        owner = [random.Random(f"{seed} {i}").randrange(group.size) for i in range(len(units))]
+        mine = [unit for unit, rank in zip(shuffled, owner, strict=True) if rank == group.rank]
+        assert summed(make_sum(group), mine, weight) == reference
+
+
+def test_grouping_of_tensors_leaves_no_trace(group: Group) -> None:
+    """One sum of three tensors, and three sums of one: an exponent belongs to a tensor, not to a bucket."""
+    units = make_units(6)
+    units[0][0][1].mul_(1e9)  # one tensor far larger than the others
+    weight = sum(w for _, w in units)
+    mine = deal(units, group.size, group.rank)
+    together = summed(make_sum(group), mine, weight)
+    for index, shape in enumerate(SHAPES):
+        single = ExactSum([Term(NAMES[index], math.prod(shape))], 8, AllReduce(group), CPU)
+        while True:
+            for tensors, w in mine:
+                single.add(0, tensors[index], w)
+            if single.agree():
+                break
+        single.reduce()
+        out = torch.empty(shape)
+        single.mean(0, weight, out)
+        assert out.numpy().tobytes() == together[index]
+
+
+def exact_means(units: Sequence[Unit]) -> list[list[Fraction]]:
+    weight = sum(w for _, w in units)
+    return [
+        [
+            sum(w * Fraction(float(tensors[index].reshape(-1)[i])) for tensors, w in units) / Fraction(weight)
+            for i in range(math.prod(shape))
+        ]
+        for index, shape in enumerate(SHAPES)
+    ]
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 9), st.integers(0, 10**6), st.integers(-60, 25), st.integers(-12, 9))
+def test_error_bound_of_float32(count: int, seed: int, power: int, change: int) -> None:
+    """|mean - exact mean| ≤ units · 2^(-e-1) / Σ weight, then one rounding; e from a step of other magnitude."""
+    group = start()
+    total = make_sum(group, count)
+    summed(total, make_units(count, seed + 1, scale=2.0**power), 1)
+    total.commit()
+    units = make_units(count, seed, scale=2.0 ** (power + change))
+    weight = sum(w for _, w in units)
+    add(total, units)
+    if not total.agree():
+        add(total, units)
+        assert total.agree()
+    total.reduce()
+    exponents = total.exponents()
+    for index, (found, exact) in enumerate(zip(means(total, weight), exact_means(units), strict=True)):
+        bound = Fraction(count) / (2 * weight * Fraction(2) ** exponents[NAMES[index]])
+        for value, wanted in zip(found.reshape(-1).tolist(), exact, strict=True):
+            rounding = (abs(wanted) + bound) * Fraction(2) ** -24 * (1 + Fraction(2) ** -27) + Fraction(2) ** -150
+            assert abs(Fraction(value) - wanted) <= bound + rounding
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 9), st.integers(0, 10**6), st.integers(-300, 300))
+def test_error_bound_of_float64(count: int, seed: int, power: int) -> None:
+    """In double the product with a weight, the sum as a double, and the division are rounded too."""
+    group = start()
+    total = make_sum(group, count)
+    units = make_units(count, seed, torch.float64, 2.0**power)
+    weight = sum(w for _, w in units)
+    summed(total, units, 1)
+    total.commit()
+    add(total, units)
+    assert total.agree()
+    total.reduce()
+    exponents = total.exponents()
+    for index, (found, exact) in enumerate(zip(means(total, weight, torch.float64), exact_means(units), strict=True)):
+        for i, (value, wanted) in enumerate(zip(found.reshape(-1).tolist(), exact, strict=True)):
+            magnitude = sum(w * abs(Fraction(float(tensors[index].reshape(-1)[i]))) for tensors, w in units) / weight
+            bound = Fraction(count) / (2 * weight * Fraction(2) ** exponents[NAMES[index]])
+            assert abs(Fraction(value) - wanted) <= bound + 4 * magnitude * Fraction(2) ** -53
+
+
+def test_history_gives_46_bits_below_the_largest_term_of_eight_units(group: Group) -> None:
+    total = make_sum(group)
+    units = make_units(8)
+    mine = deal(units, group.size, group.rank)
+    summed(total, mine, 1)
+    total.commit()
+    exponents = total.exponents()
+    for index, name in enumerate(NAMES):
+        largest = max(float((w * tensors[index].double()).abs().max()) for tensors, w in units)
+        assert 2 ** (59 - HEADROOM_BITS - 1) <= largest * 2.0 ** exponents[name] <= 2 ** (59 - HEADROOM_BITS)
+        assert 8 * 2.0 ** (-exponents[name] - 1) <= largest * 2.0**-45
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("huge", [2.0**20, 1e30])
+def test_an_overflow_redoes_the_whole_step(group: Group, dtype: torch.dtype, huge: float) -> None:
+    units = make_units(8, dtype=dtype)
+    units[5][0][1][2, 3] = huge  # of the second tensor alone
+    weight = sum(w for _, w in units)
+    mine = deal(units, group.size, group.rank)
+    total = make_sum(group)
+    add(total, mine)
+    assert not total.agree()
+    before = total.exponents()
+    assert before["first"] == before["third"] == DEFAULT_EXPONENT
+    assert len(set(map(str, group.gather_objects(before)))) == 1
+    add(total, mine)
+    assert total.agree()
+    total.reduce()
+    found = means(total, weight, dtype)
+    exact = sum(w * tensors[1].double() for tensors, w in units) / weight
+    assert float((found[1].double() - exact).abs().max()) <= float(exact.abs().max()) * 2.0**-23
+    with alone(group) as single:
+        reference = make_sum(single)
+        add(reference, units)
+        assert not reference.agree()
+        add(reference, units)
+        assert reference.agree()
+        reference.reduce()
+        for one, other in zip(found, means(reference, weight, dtype), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_the_largest_term_that_fits_is_summed_right(group: Group) -> None:
+    """Eight terms just below 2^62 / 8 add up to just below 2^62."""
+    value = math.nextafter(2.0 ** (59 - DEFAULT_EXPONENT), 0)
+    total = ExactSum([Term("one", 1)], 8, AllReduce(group), CPU)
+    for _ in deal(range(8), group.size, group.rank):
+        total.add(0, torch.tensor([value], dtype=torch.float64), 1)
+    assert total.agree()
+    total.reduce()
+    out = torch.empty(1, dtype=torch.float64)
+    total.mean(0, 8, out)
+    assert float(out) == pytest.approx(value, rel=1e-15)
+
+
+@pytest.mark.parametrize("magnitude", [1e-320, 1e-200, 1e200, 1.5e308])
+def test_the_ends_of_double_precision(group: Group, magnitude: float) -> None:
+    total = ExactSum([Term("one", 2)], 4, AllReduce(group), CPU)
+    value = torch.tensor([magnitude, -magnitude / 2], dtype=torch.float64)
+    for _ in range(3):
+        for attempt in range(3):
+            if group.rank == 0:
+                total.add(0, value, 1)
+            if total.agree():
+                break
+            assert attempt == 0
+        total.reduce()
+        out = torch.empty(2, dtype=torch.float64)
+        total.mean(0, 1, out)
+        total.commit()
+    if magnitude < 1e-315:  # finer than the finest exponent
+        assert torch.equal(out, torch.zeros(2, dtype=torch.float64))
+    else:
+        assert torch.allclose(out, value, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("after", [False, True])
+def test_what_is_not_finite_on_one_rank_is_refused_on_all(group: Group, bad: float, after: bool) -> None:
+    total = make_sum(group)
+    units = make_units(3)
+    if group.rank == group.size - 1:
+        units[0 if after else 2][0][1][1, 2] = bad
+    add(total, units)
+    with pytest.raises(ModelError, match="second is not finite") as caught:
+        total.agree()
+    assert caught.value.everywhere
+    assert set(group.gather_objects(str(caught.value))) == {"second is not finite"}
+
+
+def test_exponents_depend_on_data_only(group: Group) -> None:
+    def exponents(ranks: Group) -> list[dict[str, int]]:
+        total, found = make_sum(ranks), []
+        for step in range(4):
+            units = make_units(8, seed=step, scale=10.0 ** (5 * step - 8))
+            for tensors, _ in units:
+                tensors[2].mul_(step % 2)  # zero every other step: no history from that
+            summed(total, deal(units, ranks.size, ranks.rank), 1)
+            total.commit()
+            found.append(total.exponents())
+        return found
+
+    mine = exponents(group)
+    with alone(group) as single:
+        assert mine == exponents(single)
+    assert mine[0]["third"] == DEFAULT_EXPONENT
+    assert mine[1]["third"] == mine[2]["third"] != mine[3]["third"]
+
+
+def test_a_tensor_that_no_rank_added_is_absent(group: Group) -> None:
+    total = make_sum(group)
+    if group.rank == group.size - 1:
+        total.add(2, torch.zeros(1), 1)
+    assert total.agree()
+    assert [total.present(index) for index in range(3)] == [False, False, True]
+
+
+def test_exponents_of_another_model_are_refused(group: Group) -> None:
+    total = make_sum(group)
+    exponents = total.exponents()
+    with pytest.raises(CheckpointError, match="'fourth'"):
+        total.load_exponents({**exponents, "fourth": 3})
+    total.load_exponents({**exponents, "second": 11})
+    assert total.exponents()["second"] == 11
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1, 7, 8, 9, 997])
+@pytest.mark.parametrize("scale", [1.0, 2.0**40, 3 * 2.0**39, 2.0**-3])
+def test_the_path_of_gpus_adds_the_same_integers(dtype: torch.dtype, size: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(size)
+    values = torch.randn(size, generator=generator, dtype=dtype) * 2.0**10
+    values[0] = 2.5 / scale
+    one = torch.randint(-(2**60), 2**60, (size,), generator=generator)
+    other = one.clone()
+    largest = accumulate(values.numpy(), scale, one.numpy())
+    assert accumulate_in_torch(values, scale, other) == largest
+    assert torch.equal(one, other)
+
+
+def test_the_path_of_gpus_tells_what_is_not_finite() -> None:
+    total = torch.zeros(3, dtype=torch.int64)
+    assert accumulate_in_torch(torch.tensor([1.0, -math.inf, 0]), 1.0, total) == math.inf
+    assert math.isnan(accumulate_in_torch(torch.tensor([math.nan, math.inf, 0]), 1.0, total))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_terms(group: Group, dtype: torch.dtype) -> None:
+    total = ExactSum([Term("half", 4)], 2, AllReduce(group), CPU)
+    values = torch.tensor([1.5, -0.125, 0, 3], dtype=dtype)
+    total.add(0, values, 3)
+    assert total.agree()
+    total.reduce()
+    out = torch.empty(4, dtype=dtype)
+    total.mean(0, 3 * group.size, out)
+    assert torch.equal(out, values)
+
+
+def test_layouts_of_memory_do_not_matter(group: Group) -> None:
+    values = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    found = []
+    for laid in (
+        values,
+        values.to(memory_format=torch.channels_last),
+        values.transpose(0, 3).contiguous().transpose(0, 3),
+    ):
+        total = ExactSum([Term("weights", values.numel())], 1, AllReduce(group), CPU)
+        if group.rank == 0:
+            total.add(0, laid, 1)
+        assert total.agree()
+        total.reduce()
+        out = torch.empty_like(laid)
+        total.mean(0, 1, out)
+        found.append(out.contiguous())
+        np.testing.assert_allclose(out.numpy(), values.numpy(), rtol=0, atol=2.0**-40)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
