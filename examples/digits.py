@@ -30,6 +30,6 @@ class Digits(nn.Module):
         return {"loss": functional.cross_entropy(logits, y), "accuracy": right.float().mean()}
 
 
-def build(width: int = 128, dropout: float = 0.1) -> nn.Module:
+def build(width: int = 128, dropout: float = 0.2) -> nn.Module:
     """Return the model that the configuration names."""
     return Digits(width, dropout)

@@ -1,0 +1,102 @@
+"""Ctrl-C under `hpcvol train`: the first asks for a checkpoint, the second ends everything.
+
+A Python program stands for mpiexec: it starts a "rank" in a process group of its own, as Open MPI does, and both say
+which signals they get. Every wait is for a line of theirs.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO
+
+import psutil
+import pytest
+
+SUPERVISOR = """
+import sys
+from hpcvol import environment
+from hpcvol.cli.supervision import supervise
+print(supervise([sys.executable, "-c", *sys.argv[1:]], environment.snapshot()), flush=True)
+"""
+
+RANK = """
+import os, signal
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("rank", os.getpid(), flush=True)
+while True: signal.pause()
+"""
+
+LAUNCHER = """
+import os, signal, subprocess, sys
+def on_usr1(*_):
+    print("launcher got USR1", flush=True)
+    if sys.argv[2] == "stops": os._exit(7)
+signal.signal(signal.SIGUSR1, on_usr1)
+signal.signal(signal.SIGINT, lambda *_: print("launcher got INT", flush=True))
+subprocess.Popen([sys.executable, "-c", sys.argv[1]], process_group=0) if sys.argv[2] == "goes on" else None
+print("launcher", os.getsid(0) == os.getpid(), flush=True)
+while True: signal.pause()
+"""
+
+
+@contextmanager
+def supervised(behaviour: str) -> Iterator[subprocess.Popen[str]]:
+    """Start the supervisor over the stand-in; end both, whatever happened."""
+    with subprocess.Popen(
+        [sys.executable, "-c", SUPERVISOR, LAUNCHER, RANK, behaviour],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        family = psutil.Process(process.pid)
+        try:
+            yield process
+        finally:
+            for one in [*family.children(recursive=True), family] if family.is_running() else []:
+                one.kill()
+
+
+def until(output: IO[str] | None, beginning: str) -> str:
+    assert output is not None
+    seen = []
+    for line in output:
+        seen.append(line)
+        if line.startswith(beginning):
+            return line.removeprefix(beginning).strip()
+    pytest.fail(f"no line begins with {beginning!r}: {seen}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_first_signal_asks_the_launcher_to_stop(number: signal.Signals) -> None:
+    with supervised("stops") as process:
+        assert until(process.stdout, "launcher ") == "True"  # a session of its own, out of reach of the terminal
+        os.killpg(process.pid, number)  # as a terminal does: to the whole group
+        assert until(process.stdout, "launcher got ") == "USR1"
+        assert until(process.stdout, "Ending") == "(status=7, stopped=True)"
+
+
+def test_the_second_signal_ends_all_even_what_ignores_requests() -> None:
+    with supervised("goes on") as process:
+        rank = psutil.Process(int(until(process.stdout, "rank ")))
+        process.send_signal(signal.SIGINT)
+        assert until(process.stdout, "launcher got ") == "USR1"
+        process.send_signal(signal.SIGINT)
+        assert until(process.stdout, "Ending") == f"(status={-signal.SIGTERM}, stopped=True)"
+        assert process.wait() == 0
+        psutil.wait_procs([rank], timeout=10)
+        assert not rank.is_running()
+
+
+def test_without_a_signal_the_status_is_the_launchers() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SUPERVISOR, "import sys; print('in:', sys.stdin.read()); sys.exit(5)"],
+        capture_output=True,
+        text=True,
+        input="not for the ranks",
+        check=True,
+    )
+    assert done.stdout == "in: \nEnding(status=5, stopped=False)\n"
