@@ -1,5 +1,6 @@
 """From a configuration to what is trained: data, model, optimizer."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ class Data:
 def open_data(config: Config, group: Group) -> Data:
     """Open the data; the first member builds it where `data.source` says how and it does not exist yet. Collective.
 
-    One member builds, because how many parts wrote a dataset decides the order of its rows.
+    One member builds; what is too much for one is built beforehand, by `mpiexec hpcvol data build`.
 
     Raises:
         DataError, ConfigError: the same on every member.
@@ -61,12 +62,8 @@ def build_model(config: Config) -> torch.nn.Module:
     """
     build = load_callable(config.model.build, config.folder)
     seed_generators(config.train.seed, 0, 0)
-    try:
-        model = build(**config.model.args)
-    except TypeError as error:
-        raise ModelError(
-            f"model.build = {config.model.build!r} with model.args {config.model.args}: {error}"
-        ) from error
+    _check_arguments(build, config)
+    model = build(**config.model.args)
     if not isinstance(model, torch.nn.Module):
         raise ModelError(
             f"model.build = {config.model.build!r} returned a {type(model).__name__}: expected a torch.nn.Module"
@@ -78,7 +75,10 @@ def build_model(config: Config) -> torch.nn.Module:
 
 def build_optimizer(config: Config, model: torch.nn.Module) -> torch.optim.Optimizer:
     """Return the optimizer of the parameters that require a gradient. Local."""
-    return make_optimizer(config.optimizer, [p for p in model.parameters() if p.requires_grad])
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise ModelError("the model has no parameter that requires a gradient: nothing to train")
+    return make_optimizer(config.optimizer, trained)
 
 
 def load_hook(config: Config) -> Callable[[int, dict[str, Any]], None] | None:
@@ -89,6 +89,15 @@ def load_hook(config: Config) -> Callable[[int, dict[str, Any]], None] | None:
 def model_file(config: Config) -> list[Path]:
     """Return the file that the model's builder is in, if it is named as a file."""
     return [Path(config.model.build.rpartition(":")[0])] if is_reference(config.model.build) else []
+
+
+def _check_arguments(build: Callable[..., Any], config: Config) -> None:
+    try:
+        inspect.signature(build).bind(**config.model.args)
+    except TypeError as error:
+        raise ConfigError(
+            f"model.args = {config.model.args} do not fit {config.model.build}{inspect.signature(build)}: {error}"
+        ) from None
 
 
 def _open_folder(data: DataConfig, transform: Callable[..., Any] | None) -> Data:
@@ -106,8 +115,8 @@ def _open_folder(data: DataConfig, transform: Callable[..., Any] | None) -> Data
 
 
 def _optional(dataset: Any) -> Samples | None:
-    return None if dataset is None else open_samples(dataset)
+    return open_samples(dataset) if dataset is not None and len(dataset) else None
 
 
 def _exists(path: Path) -> bool:
-    return path.exists() and any(path.iterdir())
+    return path.is_file() or (path.is_dir() and any(path.iterdir()))
