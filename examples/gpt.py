@@ -96,7 +96,7 @@ class GPT(nn.Module):
         return bytes(tokens[0].tolist())
 
 
-def build(width: int = 128, num_layers: int = 4, num_heads: int = 4, context: int = 256, num_past: int = 3) -> GPT:
+def build(width: int = 128, num_layers: int = 3, num_heads: int = 4, context: int = 256, num_past: int = 5) -> GPT:
     """Return the model that the configuration names."""
     return GPT(width, num_layers, num_heads, context, num_past)
 

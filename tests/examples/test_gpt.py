@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,13 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture
-def model() -> gpt.GPT:
+def model() -> Iterator[gpt.GPT]:
+    """A tiny model; one thread, since several of them wait for each other longer than they compute."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     torch.manual_seed(0)
-    return gpt.build(width=16, num_layers=2, num_heads=2, context=12)
+    yield gpt.build(width=16, num_layers=2, num_heads=2, context=12)
+    torch.set_num_threads(num_threads)
 
 
 def test_a_prediction_depends_on_all_bytes_before_it_and_none_after(model: gpt.GPT) -> None:
@@ -40,7 +45,7 @@ def test_short_sequences(model: gpt.GPT, length: int) -> None:
 def test_the_loss_is_a_mean_over_the_predicted_bytes(model: gpt.GPT) -> None:
     output = model(torch.randint(256, (3, 9), dtype=torch.uint8))
     assert output["weight"] == 3 * 8
-    assert float(output["loss"]) == pytest.approx(math.log(256), rel=0.05)  # nothing learnt yet
+    assert output["loss"].item() == pytest.approx(math.log(256), rel=0.05)  # nothing learnt yet
 
 
 def test_it_learns_a_pattern(model: gpt.GPT) -> None:
