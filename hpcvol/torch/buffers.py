@@ -89,9 +89,8 @@ class Buffers:
             self._strategy.max(both)
         highest, lowest = both[: highest.size], -both[highest.size :]
         if not np.array_equal(highest, lowest) and not (highest == _NO_UNIT).all():
-            raise self._refusal(
-                self._name_at(int(np.flatnonzero(highest != lowest)[0])), "was changed differently by two workers"
-            )
+            name = self._name_at(int(np.flatnonzero(highest != lowest)[0]))
+            raise self._refusal(name, "was changed differently by two workers", everywhere=True)
         self._counts_of_all = highest
         return self.total.agree() if self._averaged else True
 
@@ -151,10 +150,10 @@ class Buffers:
             raise self._refusal(min(missing), "vanished")
         return current
 
-    def _refusal(self, name: str, what: str) -> ModelError:
+    def _refusal(self, name: str, what: str, *, everywhere: bool = False) -> ModelError:
         return ModelError(
             f"buffer {name!r} {what}. A unit must be a pure function of the parameters, so a buffer may only be "
-            "averaged "
-            "(floating point) or counted (integers, the same for every unit); keep other state outside the model's "
-            "buffers"
+            "averaged (floating point) or counted (integers, the same for every unit); keep other state outside the "
+            "model's buffers",
+            everywhere=everywhere,
         )

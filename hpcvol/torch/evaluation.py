@@ -1,7 +1,7 @@
 """Means over a whole split: every sample once, shared out over the workers, the same bits however many there are."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from hpcvol.torch.loader import Loader, Unit
 from hpcvol.torch.means import weighted_mean
 from hpcvol.torch.outputs import read_output
 from hpcvol.torch.samples import Samples
-from hpcvol.torch.seeding import EVALUATION, seed_generators
+from hpcvol.torch.seeding import BETWEEN_STEPS, EVALUATION, seed_generators
 
 if TYPE_CHECKING:
     from hpcvol.torch.run import Run
@@ -33,18 +33,21 @@ def evaluate(run: "Run", function: Callable[[Unit], Any], samples: Samples) -> E
     size = run.settings.unit_size
     spans = Batching(len(samples), len(samples), size).units(0)
     mine = deal(spans, run.group.size, run.group.rank)
-    loader = Loader(samples, run.settings.seed, run.device, shuffle=False)
     records: dict[int, tuple[float, int, dict[str, float]]] = {}
-    with _evaluating(run.model), torch.no_grad():
+    loader = Loader(samples, run.settings.seed, run.device, shuffle=False)
+    with _evaluating(run.model), torch.no_grad(), closing(loader):
         loader.prefetch(mine[:2])
         for position, span in enumerate(mine):
             loader.prefetch(mine[position + 2 : position + 3])
             unit = loader.load(span)
+            run.buffers.prepare()
             seed_generators(run.settings.seed, span.step, span.index, EVALUATION)
             output = read_output(function(unit))
             weight = span.count if output.weight is None else output.weight
             records[span.index] = (float(output.loss), weight, output.metrics)
-    loader.close()
+    # Neither buffers nor generators may tell which units this worker had, or that there was an evaluation.
+    run.buffers.prepare()
+    seed_generators(run.settings.seed, run.step, 0, BETWEEN_STEPS)
     everything: dict[int, tuple[float, int, dict[str, float]]] = {}
     for part in run.group.gather_objects(records):
         everything |= part

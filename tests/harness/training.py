@@ -147,6 +147,8 @@ def assert_same_alone(group: Group, compute: Callable[[Group], Any]) -> Any:
     together = compute(group)
     with alone(group) as single:
         reference = compute(single)
+    everybody = group.gather_objects((together, reference))
+    # First compared with everybody's on every rank: a difference on one is then a failure on all, and nobody waits.
+    assert everybody == [everybody[0]] * group.size
     assert together == reference
-    assert group.gather_objects(together) == [reference] * group.size
     return reference
