@@ -68,14 +68,17 @@ class Loader:
                 self._ahead[span] = self._thread.submit(self._fetch, span)
 
     def load(self, span: UnitSpan) -> Unit:
-        """Return one unit, with the global generators seeded for it: its batch and its random numbers are pure."""
-        purpose = TRANSFORM if self._shuffle else EVALUATION
-        future = self._ahead.pop(span, None)
-        if future is not None:
-            batch = future.result()
-        else:
-            seed_generators(self._seed, span.step, span.index, purpose)
+        """Return one unit: its batch is a function of its name alone.
+
+        What runs in the prefetch thread always does, so that the probe meets samples as training does. What does not is
+        called with the global generators seeded for the unit.
+        """
+        if self._thread is None:
+            seed_generators(self._seed, span.step, span.index, TRANSFORM if self._shuffle else EVALUATION)
             batch = self._fetch(span)
+        else:
+            self.prefetch([span])
+            batch = self._ahead.pop(span).result()
         moved = {name: self._to_device(value) for name, value in batch.items()}
         return Unit(moved, span)
 
