@@ -37,7 +37,7 @@ def read_output(output: Any) -> Output:
         )
     weight = output.get("weight")
     metrics = {
-        name: float(value) for name, value in output.items() if name not in ("loss", "weight") and _is_scalar(value)
+        name: scalar(value) for name, value in output.items() if name not in ("loss", "weight") and _is_scalar(value)
     }
     return Output(scalar_loss(output["loss"]), None if weight is None else integer_weight(weight), metrics)
 
@@ -60,12 +60,22 @@ def integer_weight(weight: Any) -> int:
     """Return a unit's weight as an integer.
 
     Raises:
-        ModelError: it is not a whole number from 0 to 2^29.
+        ModelError: it is not a whole number from 0 to 2^29 - 1.
     """
-    number = float(weight)
+    try:
+        number = scalar(weight)
+    except (TypeError, ValueError, RuntimeError):
+        number = -1.0
     if not (0 <= number < 2**29 and number.is_integer()):
-        raise ModelError(f"a unit's weight is {weight!r}: expected a whole number, what its mean loss was taken over")
+        raise ModelError(
+            f"a unit's weight is {weight!r}: expected a whole number below 2^29, what its mean loss was taken over"
+        )
     return int(number)
+
+
+def scalar(value: Any) -> float:
+    """Return a number, or a tensor of one element, as a float that has no gradient."""
+    return float(value.detach() if isinstance(value, torch.Tensor) else value)
 
 
 def _is_scalar(value: Any) -> bool:

@@ -1,6 +1,7 @@
 """A run: one model trained by all members, step by step."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ from hpcvol.torch.loader import Loader, Unit
 from hpcvol.torch.samples import Samples
 from hpcvol.torch.seeding import BETWEEN_STEPS, seed_generators
 from hpcvol.torch.staging import broadcast_tensor
-from hpcvol.torch.step import Step
+from hpcvol.torch.step import Step, not_finite
 
 logger = logging.getLogger("hpcvol")
 
@@ -86,8 +87,10 @@ class Run:
         self.needs_probe = settings.sum == "exact"
         self.strategy = AllReduce(group, settings.algorithm)
         self._parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self._frozen = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
         if not self._parameters:
-            raise ModelError("the model has no parameter that requires a gradient: nothing to train")
+            raise ModelError("the model has no parameter that requires a gradient: nothing to train", everywhere=True)
+        _check_optimizer(model, optimizer)
         self._exact: ExactSum | None = None
         self.gradients = self._make_gradients()
         self.buffers = Buffers(model, self.batching.units_per_step, self.strategy, device)
@@ -115,10 +118,11 @@ class Run:
         """Yield the steps that are left to number `until`, counted since the model was new.
 
         Raises:
-            ModelError: the loop left a step before its units were all computed.
+            ModelError: the loop left a step before its units were all computed, or a frozen parameter was thawed.
         """
         self._warn_about_idle_workers()
         while self.step < until:
+            self._check_frozen()
             index = self.step
             yield Step(self, index)
             if self.step == index:
@@ -161,9 +165,12 @@ class Run:
             self.buffers.finish(step.weight)
             parameters = [parameter for _, parameter in self._parameters]
             step.gradient_norm = gradient_norm(parameters)
+            self._check_gradients(step)
             if self.settings.clip_norm is not None:
                 clip(parameters, step.gradient_norm, self.settings.clip_norm)
             self.optimizer.step()
+        else:
+            self.buffers.prepare()
         self.gradients.commit()
         self.buffers.commit()
         self.step += 1
@@ -213,6 +220,23 @@ class Run:
         self._exact = ExactSum(terms, self.batching.units_per_step, self.strategy, self.device)
         return ExactGradients(parameters, self._exact)
 
+    def _check_gradients(self, step: Step) -> None:
+        """Refuse what the float sum lets through: the exact sum has looked at every term."""
+        if not math.isfinite(step.gradient_norm):
+            for name, parameter in self._parameters:
+                gradient = parameter.grad
+                if gradient is not None and not bool(gradient.isfinite().all()):
+                    value = float(gradient[~gradient.isfinite()][0])
+                    raise not_finite(step.index, f"gradient {name}", value)
+
+    def _check_frozen(self) -> None:
+        for name, parameter in self._frozen:
+            if parameter.requires_grad:
+                raise ModelError(
+                    f"parameter {name!r} requires a gradient since the run began, and is not part of its sum: let it "
+                    "require one from the start (with a learning rate of 0 until it should move), or start a new run"
+                )
+
     def _warn_about_idle_workers(self) -> None:
         units, workers = self.batching.units_per_step, self.group.size
         if units < workers and self.is_first:
@@ -223,3 +247,16 @@ class Run:
                 workers,
                 workers - units,
             )
+
+
+def _check_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimizer of parameters that no sum covers: members would move them apart."""
+    of_model = {id(parameter) for parameter in model.parameters()}
+    for parameters in optimizer.param_groups:
+        for parameter in parameters["params"]:
+            if id(parameter) not in of_model:
+                raise ConfigError(
+                    f"the optimizer holds a parameter of shape {list(parameter.shape)} that is not the model's: make "
+                    "whatever has it (a loss with weights, say) a part of the model, and the optimizer from "
+                    "model.parameters()"
+                )

@@ -13,7 +13,7 @@ from hpcvol.errors import ModelError
 from hpcvol.torch.exact import NonFiniteSumError
 from hpcvol.torch.loader import Unit
 from hpcvol.torch.means import weighted_mean
-from hpcvol.torch.outputs import integer_weight, scalar_loss
+from hpcvol.torch.outputs import integer_weight, scalar, scalar_loss
 from hpcvol.torch.probe import Digests, compare, digest_unit
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class Step:
         self._run = run
         self._units = run.batching.units(index)
         self._mine = run.deal(self._units)
+        self._begun = False
         self._open: Unit | None = None
         self._records: dict[int, UnitRecord] = {}
         self._probed: list[Digests] | None = None
@@ -66,6 +67,9 @@ class Step:
         self.attempts = 0
 
     def __iter__(self) -> Iterator[Unit]:
+        if self._begun:
+            raise ModelError(f"step {self.index} is iterated over a second time: its units are summed once")
+        self._begun = True
         if self._run.needs_probe:
             yield from self._probe()
         bag = Bag(self._mine)
@@ -100,9 +104,10 @@ class Step:
         weight = unit.num_samples if weight is None else integer_weight(weight)
         loss = scalar_loss(loss)
         if self._probed is not None:
-            self._probed.append(self._digest(unit, loss))
+            self._probed.append(self._digest(unit, loss, weight))
             return
-        self._records[unit.index] = UnitRecord(self._run.member, weight, float(loss.detach()), dict(metrics or {}))
+        means = {name: scalar(value) for name, value in (metrics or {}).items()}
+        self._records[unit.index] = UnitRecord(self._run.member, weight, scalar(loss), means)
         if weight:
             self._run.gradients.backward(loss, weight)
             self._run.buffers.add(weight)
@@ -131,12 +136,7 @@ class Step:
         try:
             gradients_fit, buffers_fit = run.gradients.agree(), run.buffers.agree()
         except NonFiniteSumError as error:
-            raise ModelError(
-                f"step {self.index}: {error.name} holds {error.value} although every loss is finite; lower the "
-                "learning rate, clip "
-                "gradients (optimizer.clip_norm), or look for a division by zero or the root of zero in the model",
-                everywhere=True,
-            ) from None
+            raise not_finite(self.index, error.name, error.value) from None
         if not (gradients_fit and buffers_fit):
             if self.attempts > 2:
                 raise ModelError(
@@ -181,8 +181,18 @@ class Step:
         self._probed = None
         self._run.needs_probe = False
 
-    def _digest(self, unit: Unit, loss: torch.Tensor) -> Digests:
-        loss.backward()  # type: ignore[no-untyped-call]
+    def _digest(self, unit: Unit, loss: torch.Tensor, weight: int) -> Digests:
+        if weight:
+            loss.backward()  # type: ignore[no-untyped-call]
         digests = digest_unit(unit, loss, self._run.model.named_parameters(), self._run.model.named_buffers())
         self._run.gradients.prepare()
         return digests
+
+
+def not_finite(step: int, name: str, value: float) -> ModelError:
+    """Return the error, the same on every member, for a tensor `name` that holds `value` after `step`."""
+    return ModelError(
+        f"step {step}: {name} holds {value} although every loss is finite; lower the learning rate, clip gradients "
+        "(optimizer.clip_norm), or look for a division by zero or the root of zero in the model",
+        everywhere=True,
+    )

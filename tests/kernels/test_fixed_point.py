@@ -9,10 +9,11 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hpcvol.kernels.fixed_point import accumulate, mean, sum_of_squares
 from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+
+from hpcvol.kernels.fixed_point import accumulate, mean, sum_of_squares
 
 SIZES = [0, 1, 7, 8, 9, 997]
 FLOATS: list[type[np.floating]] = [np.float32, np.float64]

@@ -8,7 +8,6 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from hpcvol.kernels.fixed_point import accumulate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from training import alone
@@ -16,6 +15,7 @@ from training import alone
 from hpcvol.comm import Group, start
 from hpcvol.elastic.bag import deal
 from hpcvol.errors import CheckpointError, ModelError
+from hpcvol.kernels.fixed_point import accumulate
 from hpcvol.strategies.allreduce import AllReduce
 from hpcvol.torch.exact import DEFAULT_EXPONENT, HEADROOM_BITS, ExactSum, Term, accumulate_in_torch
 
