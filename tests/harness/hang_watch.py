@@ -2,6 +2,7 @@
 
 import faulthandler
 import os
+import signal
 import tempfile
 import threading
 import time
@@ -18,6 +19,9 @@ _GRACE_SECONDS = 3.0
 _POLL_SECONDS = 0.5
 # Should the thread itself not get to run, because native code keeps the interpreter's lock.
 _LAST_RESORT_SECONDS = 10.0
+
+# Process groups that the test has running, to end with it.
+started_programs: set[int] = set()
 
 
 class HangWatch:
@@ -86,5 +90,7 @@ class HangWatch:
         os.write(self._stderr, f"\n=== {self._who}: {self._what}: {said}\n".encode())
         faulthandler.dump_traceback(self._stderr, all_threads=True)
         time.sleep(_GRACE_SECONDS)
+        for program in started_programs:
+            os.killpg(program, signal.SIGTERM)
         self._flag.unlink(missing_ok=True)
         os._exit(1)

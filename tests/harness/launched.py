@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import pytest
+from hang_watch import started_programs
 
 from hpcvol import environment
 from hpcvol.comm import launch_command, under_launcher
 
 LIMIT_SECONDS = 50.0
+_GRACE_SECONDS = 5.0
 
 
 class RunProgram(Protocol):
@@ -59,13 +61,25 @@ def _run(
     with subprocess.Popen(
         argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
+        started_programs.add(process.pid)
         try:
             stdout, stderr = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            stdout, stderr = process.communicate()
+            stdout, stderr = _stop(process)
             pytest.fail(f"{argv} has not ended after {seconds:g} s\n--- stdout\n{stdout}\n--- stderr\n{stderr}")
         except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
+            _stop(process)
             raise
+        finally:
+            started_programs.discard(process.pid)
     return subprocess.CompletedProcess(list(argv), process.returncode, stdout, stderr)
+
+
+def _stop(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """End `process` with its ranks, which a launcher sees to if it is asked and not killed; return what it wrote."""
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        return process.communicate(timeout=_GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        return process.communicate()
