@@ -32,9 +32,9 @@ check: $(OPENMPI)/.installed-test
 	@$(OPENMPI)/bin/ruff format --check .
 	@echo "== lint"
 	@$(OPENMPI)/bin/ruff check .
-	@echo "== types"
+	@echo "== types"  # of the packages as they are when installed: mypy does not see where kernels/ is mapped to
 	@rm -rf build/typed && mkdir -p build/typed/hpcvol
-	@ln -s $(CURDIR)/hpcvol/* $(CURDIR)/kernels $(CURDIR)/examples build/typed/hpcvol/  # as they are when installed
+	@ln -s $(CURDIR)/hpcvol/* $(CURDIR)/kernels build/typed/hpcvol/
 	@cd build/typed && $(CURDIR)/$(OPENMPI)/bin/mypy --config-file ../../pyproject.toml --strict -p hpcvol
 	@echo "== layers"
 	@$(OPENMPI)/bin/python -m pytest -q tests/test_layers.py

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-def samples() -> Iterator[dict[str, NDArray[np.generic]]]:
+def samples() -> Iterator[dict[str, NDArray[np.float32] | np.int64]]:
     """Yield each image as `x`: float32[64] in 0..1, and what it shows as `y`: int64."""
     images, labels = load_digits(return_X_y=True)
     for image, label in zip(images, labels, strict=True):

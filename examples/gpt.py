@@ -44,7 +44,8 @@ class Block(nn.Module):
         query, key, value = heads.permute(2, 0, 3, 1, 4)
         mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         x = x + self.project(mixed.transpose(1, 2).reshape(batch, length, width))
-        return x + self.feed(self.norm_feed(x))
+        fed: Tensor = self.feed(self.norm_feed(x))
+        return x + fed
 
 
 class GPT(nn.Module):
