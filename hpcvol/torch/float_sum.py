@@ -74,6 +74,18 @@ class FloatGradients:
                 view.add_(gradient.to_dense() if gradient.layout != torch.strided else gradient)
         self.attach()
 
+    def take_over(self) -> None:
+        """Collect after backward passes of a loop that zeroes gradients in ways of its own.
+
+        A gradient that is no longer the flat view was dropped since, by `model.zero_grad()` say: what the view holds is
+        of an earlier step.
+        """
+        for i, (parameter, view) in enumerate(zip(self._parameters, self._views, strict=True)):
+            if parameter.grad is not view:
+                view.zero_()
+                self._used[i] = parameter.grad is not None
+        self.collect()
+
     def agree(self) -> bool:
         """Collective: learn which parameters any worker used. Floating point never asks for another pass."""
         self._strategy.max(self._used)

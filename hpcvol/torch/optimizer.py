@@ -13,12 +13,12 @@ from hpcvol.torch.float_sum import FloatGradients
 from hpcvol.torch.staging import broadcast_tensor
 
 
-class DistributedOptimizer:
+class DistributedOptimizer(torch.optim.Optimizer):
     """Wraps an optimizer: `step()` averages gradients over all ranks in floating point first.
 
     This is the plain synchronous path, for loops that cannot become `for step in run.steps()`. Each rank sees its own
     data, in equal portions; whoever dies ends the run; weights depend on the number of ranks in their last bits.
-    Attributes that it does not have are those of the wrapped optimizer.
+    It is an `Optimizer` for schedules and the like; state, parameter groups and all else are the wrapped one's.
 
     Args:
         optimizer: all parameters on one device; every rank gets rank 0's at construction. Collective.
@@ -26,23 +26,25 @@ class DistributedOptimizer:
         algorithm: all-reduce algorithm: "auto", "ring" or "library".
 
     Raises:
-        ConfigError: `sum="exact"`.
+        ConfigError: `sum="exact"`, or no parameter requires a gradient.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, *, sum: str = "float", algorithm: Algorithm = "auto") -> None:
         if sum != "float":
             raise ConfigError(
                 f'DistributedOptimizer(sum="{sum}"): it adds in floating point only, because the exact sum adds work '
-                "units and "
-                "this loop has none; use hpcvol.start() and `for unit in step`, which promise the same bits at any "
-                "number of ranks"
+                "units and this loop has none; use hpcvol.start() and `for unit in step`, which promise the same bits "
+                "at any number of ranks"
             )
+        # Not super().__init__(): it would make state and parameter groups of our own.
         self._optimizer = optimizer
-        group = start_mpi()
         parameters = [parameter for parts in optimizer.param_groups for parameter in parts["params"]]
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        if not trained:
+            raise ConfigError("DistributedOptimizer: the optimizer has no parameter that requires a gradient")
+        group = start_mpi()
         for parameter in parameters:
             broadcast_tensor(group, parameter)
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
         self._size = group.size
         self._gradients = FloatGradients(trained, AllReduce(group, algorithm), trained[0].device)
         self._gradients.reset()
@@ -55,7 +57,7 @@ class DistributedOptimizer:
         """
         if closure is not None:
             raise ConfigError("DistributedOptimizer.step() takes no closure: call backward() first, then step()")
-        self._gradients.collect()
+        self._gradients.take_over()
         self._gradients.agree()
         self._gradients.reduce()
         self._gradients.finish(self._size)
@@ -66,5 +68,26 @@ class DistributedOptimizer:
         del set_to_none
         self._gradients.reset()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the wrapped optimizer's state. Local."""
+        return self._optimizer.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the wrapped optimizer's state, the same on every rank. Local."""
+        self._optimizer.load_state_dict(state_dict)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refuse: gradients of parameters that come later would not be averaged.
+
+        Raises:
+            ConfigError: always.
+        """
+        del param_group
+        raise ConfigError(
+            "DistributedOptimizer.add_param_group(): add all parameters to the optimizer first, then wrap it"
+        )
+
     def __getattr__(self, name: str) -> Any:
+        if name == "_optimizer":  # while it is copied or unpickled
+            raise AttributeError(name)
         return getattr(self._optimizer, name)
