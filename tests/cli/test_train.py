@@ -91,7 +91,7 @@ def test_a_failing_model_is_told_and_the_status_says_so(run_program: RunProgram,
     assert done.returncode not in (0, 130)
     assert done.stderr.count("there is no function bild") == 1
     assert "Did you mean build?" in done.stderr
-    assert "the run is not complete" in done.stdout
+    assert "the run is not complete" in done.stderr
     assert not (job.parent / "runs" / "job" / "summary.json").exists()
 
 
