@@ -8,6 +8,7 @@ loss.
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ logger = logging.getLogger("hpcvol")
 
 FORMAT = 1
 MODEL, OPTIMIZER, STATE, BEST = "model.safetensors", "optimizer.pt", "state.json", "best"
+_NAME = re.compile(r"step-\d{8,}")  # others in the folder are not ours: a copy that somebody keeps
 _CHUNK_NBYTES = 1 << 24
 
 
@@ -39,6 +41,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int) -> None:
         self._folder = folder
         self._keep = keep
+        self._damaged: set[Path] = set()
 
     def write(
         self,
@@ -60,14 +63,15 @@ class Checkpoints:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._drop_partial()
             if final.exists() and _trouble_with(final) is not None:
-                shutil.rmtree(final)
+                _delete(final)
             if not final.exists():
                 partial.mkdir()
                 _write_parts(partial, model, optimizer, state)
                 partial.rename(final)
                 sync(self._folder)
+            self._damaged.discard(final)
             if best:
-                self._point_best_at(final)
+                self.make_best(final)
         except (OSError, RuntimeError, safetensors.SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             free = shutil.disk_usage(self._folder if self._folder.exists() else "/").free
@@ -92,28 +96,31 @@ class Checkpoints:
                 return path
             logger.warning("skipping a checkpoint: %s", trouble)
             troubles.append(trouble)
+            self._damaged.add(path)
         if troubles:
             raise CheckpointError("no checkpoint is whole: " + "; ".join(troubles) + "; --fresh starts over")
         return None
 
-    def _all(self) -> Iterator[Path]:
-        return self._folder.glob("step-*")
-
-    def _drop_partial(self) -> None:
-        for path in self._folder.glob(".step-*.partial"):
-            shutil.rmtree(path)
-
-    def _point_best_at(self, path: Path) -> None:
+    def make_best(self, path: Path) -> None:
+        """Let `best` point to the checkpoint `path`. Local."""
         aside = self._folder / ".best"
         aside.unlink(missing_ok=True)
         aside.symlink_to(path.name)
         aside.replace(self._folder / BEST)
 
+    def _all(self) -> Iterator[Path]:
+        return (path for path in self._folder.glob("step-*") if _NAME.fullmatch(path.name))
+
+    def _drop_partial(self) -> None:
+        for path in self._folder.glob(".step-*.partial"):
+            shutil.rmtree(path)
+
     def _prune(self) -> None:
         best = (self._folder / BEST).resolve()
-        for path in sorted(self._all())[: -self._keep]:
+        # Damaged ones, which are newer than where the run goes on, must not push out whole ones.
+        for path in sorted(set(self._all()) - self._damaged)[: -self._keep]:
             if path.resolve() != best:
-                shutil.rmtree(path)
+                _delete(path)
 
 
 def load(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -139,31 +146,40 @@ def load_weights(path: Path, model: torch.nn.Module) -> None:
             first.
     """
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            _check_fit(path, {name: file.get_slice(name) for name in file.keys()}, model)  # noqa: SIM118 (not a mapping)
-        safetensors.torch.load_model(model, str(path))
+        stored = safetensors.torch.load_file(path)
     except FileNotFoundError:
         raise CheckpointError(f"no weights at {path}: expected a {MODEL} file") from None
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from None
+    _check_fit(path, stored, model)
+    model.load_state_dict(stored, strict=False)  # tied weights are stored once
 
 
-def _check_fit(path: Path, stored: Mapping[str, Any], model: torch.nn.Module) -> None:
+def _check_fit(path: Path, stored: Mapping[str, torch.Tensor], model: torch.nn.Module) -> None:
     own = model.state_dict()
     shared = {name for name in own if name not in stored}
     for name in stored:
         if name not in own:
             raise CheckpointError(f"{path} is of another model: it holds {name!r}, which this model does not have")
-        if list(stored[name].get_shape()) != list(own[name].shape):
-            raise CheckpointError(
-                f"{path} is of another model: {name!r} is {list(stored[name].get_shape())} there and "
-                f"{list(own[name].shape)} here"
-            )
+        there, here = _describe(stored[name]), _describe(own[name])
+        if there != here:
+            raise CheckpointError(f"{path} is of another model: {name!r} is {there} there and {here} here")
     # Tensors that share memory with a stored one (tied weights) are stored once.
     pointers = {own[name].data_ptr() for name in stored}
     missing = [name for name in own if name in shared and own[name].numel() and own[name].data_ptr() not in pointers]
     if missing:
         raise CheckpointError(f"{path} is of another model: it lacks {missing[0]!r}, which this model has")
+
+
+def _describe(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _write_parts(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hpcvol.train.files import write_whole
+from hpcvol.train.files import finite, write_whole, writing
 
 Hook = Callable[[int, dict[str, Any]], None]
 
@@ -32,7 +32,8 @@ class Report:
         if self._path.exists():
             lines = self._path.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _step_of(line) <= step]
-            write_whole(self._path, "".join(f"{line}\n" for line in kept))
+            with writing(self._path):
+                write_whole(self._path, "".join(f"{line}\n" for line in kept))
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
@@ -49,9 +50,14 @@ class Report:
             self._drawn, self._drawn_at = True, time.monotonic()
 
     def metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Append a line to `metrics.jsonl` and call the hook."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
+        """Append a line to `metrics.jsonl`, with null for what is not finite, and call the hook.
+
+        Raises:
+            HpcvolError: the line cannot be written.
+        """
+        with writing(self._path), self._path.open("a", encoding="utf-8") as file:
+            ours = {"step": step}
+            file.write(json.dumps(ours | finite(metrics) | ours) + "\n")
         if self._hook is not None:
             self._hook(step, dict(metrics))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from hpcvol.errors import ConfigError
 from hpcvol.train.completion import SUMMARY_NAME, Completion
 from hpcvol.train.config import Config, differences, load_config, to_toml
-from hpcvol.train.files import write_whole
+from hpcvol.train.files import write_whole, writing
 
 CONFIG_NAME = "config.toml"
 METRICS_NAME = "metrics.jsonl"
@@ -22,20 +22,22 @@ def open_run_directory(path: Path, config: Config, *, fresh: bool) -> None:
 
     Raises:
         ConfigError: the folder is something else, or a run of a configuration that would give other weights.
+        HpcvolError: the folder cannot be written.
     """
     if path.exists() and not path.is_dir():
         raise ConfigError(f"--run-dir {path} is a file: expected a folder, or a name for a new one")
-    known = path / CONFIG_NAME
-    if path.is_dir() and any(path.iterdir()) and not known.exists():
-        raise ConfigError(
-            f"--run-dir {path} holds files and no {CONFIG_NAME}, so it is not a run: choose another folder"
-        )
-    if fresh:
-        _empty(path)
-    if known.exists():
-        _check_agreement(known, config)
-    path.mkdir(parents=True, exist_ok=True)
-    write_whole(known, to_toml(config))
+    with writing(path):
+        known = path / CONFIG_NAME
+        if path.is_dir() and not known.exists() and any(not file.name.startswith(".") for file in path.iterdir()):
+            raise ConfigError(
+                f"--run-dir {path} holds files and no {CONFIG_NAME}, so it is not a run: choose another folder"
+            )
+        if fresh:
+            _empty(path)
+        if known.exists():
+            _check_agreement(known, config)
+        path.mkdir(parents=True, exist_ok=True)
+        write_whole(known, to_toml(config))
 
 
 def is_complete(path: Path) -> bool:
@@ -58,6 +60,9 @@ def _check_agreement(known: Path, config: Config) -> None:
 
 
 def _empty(path: Path) -> None:
-    for name in (SUMMARY_NAME, CONFIG_NAME, METRICS_NAME):
+    """Delete a run; its configuration last, so that the folder is known for a run's until it is empty."""
+    (path / SUMMARY_NAME).unlink(missing_ok=True)
+    if (path / CHECKPOINTS_NAME).exists():
+        shutil.rmtree(path / CHECKPOINTS_NAME)
+    for name in (METRICS_NAME, CONFIG_NAME):
         (path / name).unlink(missing_ok=True)
-    shutil.rmtree(path / CHECKPOINTS_NAME, ignore_errors=True)

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from hpcvol import environment
+from hpcvol.comm import Group, together
 from hpcvol.comm import start as start_mpi
-from hpcvol.comm import together
-from hpcvol.errors import CheckpointError, ModelError
+from hpcvol.errors import CheckpointError, ConfigError, ModelError
 from hpcvol.torch.device import choose_device, choose_threads, make_deterministic
 from hpcvol.torch.evaluation import Evaluation
 from hpcvol.torch.loader import Unit
@@ -26,7 +26,7 @@ from hpcvol.train import checkpoint
 from hpcvol.train.checkpoint import Checkpoints
 from hpcvol.train.completion import SUMMARY_NAME
 from hpcvol.train.config import Config
-from hpcvol.train.files import write_whole
+from hpcvol.train.files import finite, write_whole, writing
 from hpcvol.train.optimizers import learning_rate_factor
 from hpcvol.train.parts import build_model, build_optimizer, load_hook, model_file, open_data
 from hpcvol.train.progress import Progress
@@ -48,18 +48,20 @@ class Trainer:
         config: from `hpcvol.load_config`.
         run_dir: the run's folder, on a file system that all members share.
         fresh: start over where there is a run already.
+        group: the ranks that train together; all ranks by default.
 
     Raises:
         HpcvolError: what cannot work, the same on every member.
     """
 
-    def __init__(self, config: Config, run_dir: str | Path, *, fresh: bool = False) -> None:
+    def __init__(self, config: Config, run_dir: str | Path, *, fresh: bool = False, group: Group | None = None) -> None:
         self._config = config
         self._run_dir = Path(run_dir)
         self._progress = Progress()
-        self._group = start_mpi()
+        self._group = start_mpi() if group is None else group
         first = self._group.rank == 0
-        logger.addHandler(_handler() if first else logging.NullHandler())
+        if not logger.hasHandlers():
+            logger.addHandler(_handler() if first else logging.NullHandler())
         with together(self._group, "opening the run directory"):
             if first:
                 open_run_directory(self._run_dir, config, fresh=fresh)
@@ -131,10 +133,22 @@ class Trainer:
                 self.run.load_state(state["run"])
                 self._progress = Progress(**state["progress"])
                 self._warn_about_numerics(state["numerics"])
+                if state["best"] and self.run.is_first:
+                    # It may have been killed between writing the checkpoint and pointing to it.
+                    self._checkpoints.make_best(newest)
+            self._check_length(newest)
         self._resumed_samples = self._progress.samples
         if self.run.is_first:
             self._report.forget_after(self.run.step)
             self._introduce(newest)
+
+    def _check_length(self, newest: Path) -> None:
+        if self.run.step > self._total:
+            raise ConfigError(
+                f"{newest} is past the {self._total} steps that the configuration asks for: ask for {self.run.step} or "
+                "more, or start over with --fresh",
+                everywhere=True,
+            )
 
     def _introduce(self, resumed: Path | None) -> None:
         run, steps_per_epoch = self.run, self.run.batching.steps_per_epoch
@@ -186,17 +200,15 @@ class Trainer:
         done, rate = step.index + 1, self._samples_per_second()
         due = done % self._config.train.log_every_steps == 0 or done == self._total
         if due:
-            self._report.metrics(
-                done,
-                {
-                    "epoch": step.epoch,
-                    "loss": step.loss,
-                    **step.metrics,
-                    "gradient_norm": step.gradient_norm,
-                    "learning_rate": float(self.run.optimizer.param_groups[0]["lr"]),
-                    "samples_per_second": rate,
-                },
-            )
+            ours = {
+                "epoch": step.epoch,
+                "loss": step.loss,
+                "gradient_norm": step.gradient_norm,
+                "learning_rate": float(self.run.optimizer.param_groups[0]["lr"]),
+                "samples_per_second": rate,
+            }
+            # A model's metric of the same name does not replace ours, which keep their place in the line.
+            self._report.metrics(done, ours | step.metrics | ours)
         left = (self._total - done) * self._config.train.batch_size / rate
         self._report.progress(
             f"step {done}/{self._total}  loss {step.loss:.4f}  {rate:.1f} samples/s  {duration(left)} left  "
@@ -248,6 +260,7 @@ class Trainer:
             "progress": {**self._progress.state(), "seconds": self._seconds()},
             "dataset": self._data.id,
             "numerics": numerics_class(),
+            "best": best,
         }
         with together(self._group, "writing a checkpoint"):
             if self.run.is_first:
@@ -282,7 +295,9 @@ class Trainer:
         }
         with together(self._group, "writing the summary"):
             if self.run.is_first:
-                write_whole(self._run_dir / SUMMARY_NAME, json.dumps(summary, indent=1) + "\n")
+                path = self._run_dir / SUMMARY_NAME
+                with writing(path):
+                    write_whole(path, json.dumps(finite(summary), indent=1) + "\n")
                 self._conclude(summary)
 
     def _conclude(self, summary: dict[str, Any]) -> None:

@@ -1,0 +1,282 @@
+"""Runs that were stopped, killed or made longer: they go on with the bits of a run that was never interrupted."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+from digits_project import Project, first_ranks, what_decides, without_rates
+
+from hpcvol import environment
+from hpcvol.comm import Group, launch_command
+from hpcvol.errors import ConfigError
+
+# Signals itself, so that the request comes at a known step: in the middle of the epoch.
+HOOK = """
+import os, signal
+def {name}(step, metrics):
+    if step == {step} and "val" not in metrics:
+        os.kill(os.getpid(), signal.{signal})
+"""
+
+OPTIMIZERS = {
+    "adamw-cosine": ("optimizer.name=adamw", "optimizer.schedule=cosine", "optimizer.warmup_steps=2"),
+    "momentum-clip": ("optimizer.name=sgd", "optimizer.args={lr=0.1,momentum=0.9}", "optimizer.clip_norm=0.3"),
+}
+
+
+def stopping(project: Project, group: Group | None = None, step: int = 3, by: str = "SIGUSR1") -> str:
+    """Return the override of a hook that stops the run after `step`."""
+    name = f"stop_{by}_at_{step}"
+    if group is None or group.rank == 0:
+        project.write(f"{name}.py", HOOK.format(name=name, step=step, signal=by))
+    if group is not None:
+        group.barrier()
+    return f"train.on_metrics={name}.py:{name}"
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("group", [3], indirect=True, ids=["3ranks"])
+def test_stopped_at_two_ranks_and_resumed_at_three_and_at_one(
+    group: Group, shared_project: Project, optimizer: str
+) -> None:
+    project = shared_project
+    overrides = (*OPTIMIZERS[optimizer], "train.validate_every_steps=2", "train.steps=8")
+    stop = stopping(project, group, by="SIGTERM" if optimizer.startswith("adamw") else "SIGUSR1")
+    with first_ranks(group, 2) as two:
+        if two is not None:
+            assert not project.train("three", *overrides, stop, group=two)
+    if group.rank == 0:
+        assert not (project.folder / "three" / "summary.json").exists()
+        assert project.steps("three") == [2, 3]
+        shutil.copytree(project.folder / "three", project.folder / "one", symlinks=True)
+    assert project.train("three", *overrides, group=group)
+    with first_ranks(group, 1) as one:
+        if one is not None:
+            assert project.train("one", *overrides, group=one)
+            assert project.train("never", *overrides, group=one)
+    never = what_decides(project.summary("never"))
+    for run in ("three", "one"):
+        assert what_decides(project.summary(run)) == never
+        assert without_rates(project.metrics(run)) == without_rates(project.metrics("never"))
+    assert project.summary("three")["ranks"] == 3
+
+
+def test_batch_norm_and_map_style_data_resume(project: Project) -> None:
+    project.write(
+        "other.py",
+        "import torch\nfrom torch import nn\nfrom digits import build as plain\n"
+        "def build():\n"
+        "    model = plain(16, 0.1)\n"
+        "    model.layers.insert(1, nn.BatchNorm1d(16))\n"
+        "    return model\n"
+        "def points(split):\n"
+        "    x = torch.randn(90, 64, generator=torch.Generator().manual_seed(len(split)))\n"
+        "    return [{'x': row, 'y': int(row.argmax()) % 10} for row in x]\n",
+    )
+    overrides = (
+        "model.build=other.py:build",
+        "model.args={}",
+        "data.path=other.py:points",
+        "train.batch_size=20",
+        "train.unit_size=4",
+        "train.steps=11",  # two epochs of 5 steps, the last of each ragged, and one step
+    )
+    assert not project.train("run", *overrides, stopping(project, step=7))
+    assert project.train("run", *overrides)
+    assert project.train("never", *overrides)
+    assert what_decides(project.summary("run")) == what_decides(project.summary("never"))
+    assert without_rates(project.metrics("run")) == without_rates(project.metrics("never"))
+
+
+def test_asked_twice_it_stops_once(project: Project) -> None:
+    project.write(
+        "twice.py",
+        "import os, signal\n"
+        "def twice(step, metrics):\n"
+        "    os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n",
+    )
+    for steps in ([1], [1, 2], [2, 3]):  # two are kept
+        assert not project.train("run", "train.on_metrics=twice.py:twice")
+        assert project.steps("run") == steps
+    assert project.train("run")
+    assert project.train("never")
+    assert what_decides(project.summary("run")) == what_decides(project.summary("never"))
+
+
+def test_a_second_interrupt_ends_at_once(project: Project) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    project.write(
+        "twice.py",
+        "import os, signal\n"
+        "def twice(step, metrics):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n",
+    )
+    with pytest.raises(KeyboardInterrupt):
+        project.train("run", "train.on_metrics=twice.py:twice")
+    assert project.steps("run") == []
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_stopped_after_the_last_step_it_only_has_to_finish(project: Project) -> None:
+    assert not project.train("run", stopping(project, step=6))
+    assert not (project.folder / "run" / "summary.json").exists()
+    assert project.train("run")
+    assert project.train("never")
+    assert what_decides(project.summary("run")) == what_decides(project.summary("never"))
+    assert without_rates(project.metrics("run")) == without_rates(project.metrics("never"))
+
+
+def test_a_complete_run_is_left_alone(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    assert project.train("run")
+    files = {
+        path: path.stat().st_mtime_ns for path in (project.folder / "run").rglob("*") if path.name != "config.toml"
+    }
+    capsys.readouterr()
+    assert project.train("run")
+    said = capsys.readouterr().out
+    assert said == f"{project.folder / 'run'} is complete: see summary.json; --fresh starts over\n"
+    same = {path: path.stat().st_mtime_ns for path in (project.folder / "run").rglob("*") if path.name != "config.toml"}
+    assert same.keys() - {project.folder / "run"} == files.keys() - {project.folder / "run"}
+    assert all(same[path] == files[path] for path in files if path != project.folder / "run")
+
+
+def test_fresh_starts_over(project: Project) -> None:
+    assert project.train("run", "train.seed=1", "train.steps=9")
+    with pytest.raises(ConfigError, match=r"train\.seed: 1 -> 0"):
+        project.train("run")
+    assert project.train("run", fresh=True)
+    assert project.train("never")
+    assert what_decides(project.summary("run")) == what_decides(project.summary("never"))
+    assert project.steps("run") == [6]
+    assert without_rates(project.metrics("run")) == without_rates(project.metrics("never"))
+
+
+def test_another_configuration_is_refused_and_changes_nothing(project: Project) -> None:
+    assert not project.train("run", stopping(project))
+    with pytest.raises(ConfigError) as caught:
+        project.train("run", "optimizer.args.lr=0.5", "train.batch_size=32", "train.log_every_steps=7")
+    assert caught.value.everywhere
+    lines = str(caught.value).splitlines()
+    assert "is a run of another configuration; what differs (there -> now):" in lines[0]
+    assert [line.strip() for line in lines[1:-1]] == [
+        "optimizer.args.lr: 0.01 -> 0.5",
+        "train.batch_size: 64 -> 32",
+        "train.unit_size: 8 -> 4",
+    ]
+    assert "--fresh" in lines[-1]
+    assert project.train("run")
+    assert project.train("never")
+    assert what_decides(project.summary("run")) == what_decides(project.summary("never"))
+
+
+def test_more_steps_go_on_under_a_constant_schedule(project: Project) -> None:
+    assert project.train("run", "train.steps=4")
+    assert project.train("run", "train.steps=6")
+    assert project.train("never", "train.steps=6")
+    assert what_decides(project.summary("run")) == what_decides(project.summary("never"))
+    assert project.summary("run")["steps"] == 6
+
+
+def test_fewer_steps_than_were_made_are_refused(project: Project) -> None:
+    assert project.train("run", "train.steps=6")
+    with pytest.raises(ConfigError, match=r"step-00000006 is past the 4 steps .* ask for 6 or more") as caught:
+        project.train("run", "train.steps=4")
+    assert caught.value.everywhere
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_more_steps_are_refused_where_the_schedule_depends_on_them(project: Project, schedule: str) -> None:
+    overrides = (f"optimizer.schedule={schedule}",)
+    assert project.train("run", "train.steps=3", *overrides)
+    with pytest.raises(ConfigError, match=r"train\.steps: 3 -> 6"):
+        project.train("run", "train.steps=6", *overrides)
+    assert project.summary("run")["steps"] == 3
+
+
+# A validation loss that first falls and then rises; it goes by the step, which the model counts in a buffer.
+VALLEY = """
+import torch
+from digits import Digits
+class Valley(Digits):
+    def __init__(self):
+        super().__init__(8, 0.1)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+    def forward(self, x, y):
+        output = super().forward(x, y)
+        if self.training:
+            self.steps += 1
+            return output
+        return {"loss": ((self.steps - 4) ** 2).float()}
+def build():
+    return Valley()
+"""
+
+
+@pytest.mark.parametrize("stop", [3, 4, 5, 6, 7])
+def test_early_stopping_counts_on_and_the_best_is_kept(project: Project, stop: int) -> None:
+    project.write("valley.py", VALLEY)
+    overrides = (
+        "model.build=valley.py:build",
+        "model.args={}",
+        "train.steps=50",
+        "train.validate_every_steps=1",
+        "train.patience=3",
+        "checkpoint.keep=1",
+    )
+    assert not project.train("run", *overrides, stopping(project, step=stop))
+    assert project.steps("run") == sorted({min(stop, 4), stop})
+    assert project.train("run", *overrides)
+    summary = project.summary("run")
+    assert (summary["steps"], summary["val_loss"]) == (7, 9.0)
+    assert project.steps("run") == [4, 7]
+    best = project.folder / "run" / "checkpoints" / "best"
+    assert os.readlink(best) == "step-00000004"
+
+
+def test_the_best_link_is_repaired_after_a_kill_before_it_was_made(project: Project) -> None:
+    project.write("valley.py", VALLEY)
+    overrides = ("model.build=valley.py:build", "model.args={}", "train.validate_every_steps=1", "checkpoint.keep=1")
+    assert not project.train("run", *overrides, stopping(project, step=4))
+    best = project.folder / "run" / "checkpoints" / "best"
+    best.unlink()  # as if it had been killed between the checkpoint and the link
+    assert project.train("run", *overrides)
+    assert os.readlink(best) == "step-00000004"
+    assert project.steps("run") == [4, 6]
+
+
+def test_a_killed_job_goes_on_from_its_periodic_checkpoint(project: Project) -> None:
+    """`kill -9` of the launcher and all ranks at once, as when a node loses power."""
+    overrides = ["--set", "checkpoint.every_steps=5", "--set", "checkpoint.keep=2"]
+    command = ["-m", "hpcvol.cli", "train", str(project.job), "--run-dir", str(project.folder / "run"), *overrides]
+    launch = launch_command(2, [sys.executable, *command, "--set", "train.steps=1000000"])
+    with subprocess.Popen(
+        launch.argv,
+        env={**environment.snapshot(), **launch.environment},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        job = psutil.Process(process.pid)
+        assert process.stdout is not None
+        reached = any(line.startswith("step 13/") for line in process.stdout)
+        ranks = [child for child in job.children(recursive=True) if "hpcvol.cli" in child.cmdline()]
+        for one in (job, *job.children(recursive=True)):
+            one.kill()
+    assert reached
+    assert len(ranks) == 2
+    psutil.wait_procs(ranks, timeout=10)
+    made = project.steps("run")
+    assert len(made) == 2
+    assert made[-1] == made[0] + 5 >= 10
+    more = made[-1] + 3
+    settings = (f"train.steps={more}", "checkpoint.every_steps=5")
+    assert project.train("run", *settings)
+    assert project.train("never", *settings)
+    assert what_decides(project.summary("run")) == what_decides(project.summary("never"))
+    assert without_rates(project.metrics("run")) == without_rates(project.metrics("never"))
