@@ -43,10 +43,10 @@ class Batching:
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
-            raise ConfigError("the training split holds 0 samples; training needs at least one")
+            raise ConfigError("the training split holds 0 samples; training needs at least one", everywhere=True)
         for key in ("batch_size", "unit_size"):
             if getattr(self, key) < 1:
-                raise ConfigError(f"{key} = {getattr(self, key)}: expected at least 1 sample")
+                raise ConfigError(f"{key} = {getattr(self, key)}: expected at least 1 sample", everywhere=True)
 
     @property
     def steps_per_epoch(self) -> int:

@@ -27,13 +27,17 @@ def choose_device(name: str, group: Group, *, share: bool = False) -> torch.devi
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     members = group.node.size
     enough = gpus >= members or (share and gpus > 0)
-    if name == "auto" and not min(group.gather_objects(enough)):
-        return torch.device("cpu")
-    if not enough:
-        found = f"{gpus} GPUs for {members} members" if gpus else "no GPU that torch can use"
+    found = group.gather_objects((enough, gpus, members))
+    lacking = next((rank for rank, (enough, _, _) in enumerate(found) if not enough), None)
+    if lacking is not None:
+        if name == "auto":
+            return torch.device("cpu")
+        _, gpus, members = found[lacking]
+        have = f"{gpus} GPUs for {members} members" if gpus else "no GPU that torch can use"
         raise ConfigError(
-            f"train.device on {group.hosts[group.rank]}: found {found}; start fewer members a node, set "
-            'train.share_devices = true to let members share a GPU, or train.device = "cpu"'
+            f'train.device = "cuda": {group.hosts[lacking]} has {have}; start fewer members a node, set '
+            'train.share_devices = true to let members share a GPU, or train.device = "cpu"',
+            everywhere=True,
         )
     device = torch.device("cuda", group.node.rank % gpus)
     torch.cuda.set_device(device)
