@@ -104,5 +104,9 @@ def _transformed(batch: Batch, transform: Transform | None, generator: np.random
             f"data.transform returned a {type(result).__name__}: expected the batch, a mapping of "
             "field names to tensors"
         )
-    # torch.tensor copies NumPy results into aligned memory.
-    return {name: torch.tensor(value) if isinstance(value, np.ndarray) else value for name, value in result.items()}
+    return {name: _aligned(value) if isinstance(value, np.ndarray) else value for name, value in result.items()}
+
+
+def _aligned(array: NDArray[Any]) -> torch.Tensor:
+    """Copy a NumPy result, whatever its strides (a flipped picture has negative ones), to aligned memory of torch."""
+    return torch.tensor(array.copy())
