@@ -3,7 +3,7 @@
 Every contender trains the same model on batches of the same size, AdamW and clipping included, one thread a rank:
 
 - one_rank: plain torch; one rank computes a whole local batch, the other ranks sleep.
-- hpcvol_float, hpcvol_exact: `hpcvol.start` and its loop. Float computes a rank's share in one pass, exact unit by unit.
+- hpcvol_float, hpcvol_exact: `hpcvol.start` and its loop; float computes a rank's share in one pass, exact by units.
 - ddp_gloo: DistributedDataParallel over gloo, gradient_as_bucket_view and static_graph, the usual best settings; whole
   local batches, taken from memory.
 
@@ -63,6 +63,7 @@ class Wide(nn.Module):
         self.layers = nn.Sequential(*(nn.Linear(MEMORY_WIDTH, MEMORY_WIDTH, bias=False) for _ in range(8)))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return some loss."""
         return self.layers(tokens[:, :1].float().expand(-1, MEMORY_WIDTH)).square().mean()  # type: ignore[no-any-return]
 
 

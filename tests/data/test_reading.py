@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hpcvol.kernels import gather, permutation
 
 from hpcvol.data import Dataset, build_dataset, order
 from hpcvol.errors import DataError
+from hpcvol.kernels import gather, permutation
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,11 @@ import sys
 
 import numpy as np
 import pytest
-from hpcvol.kernels.gather import bucket_table, first_outside, gather_ragged, gather_rows, unchecked_blocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+
+from hpcvol.kernels.gather import bucket_table, first_outside, gather_ragged, gather_rows, unchecked_blocks
 
 
 def regions(

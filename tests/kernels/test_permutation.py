@@ -4,10 +4,11 @@ import sys
 
 import numpy as np
 import pytest
-from hpcvol.kernels.permutation import NUM_ROUNDS, permute, round_keys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+
+from hpcvol.kernels.permutation import NUM_ROUNDS, permute, round_keys
 
 
 def hash32(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

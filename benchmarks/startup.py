@@ -1,0 +1,91 @@
+"""From `mpiexec` to the end of the first training step: hpcvol beside plain torch, the example GPT on two ranks.
+
+- plain_torch: imports torch and mpi4py, makes the same model and optimizer, computes and applies one local batch.
+- hpcvol_warm: the same with `hpcvol.start` and the exact sum, Numba's cache filled by a run before.
+- hpcvol_cold: the same with an empty Numba cache.
+
+The time is that of the whole command up to the end of the first step, which each rank notes on the system's clock; the
+slowest rank counts. Contenders take turns.
+
+    python benchmarks/startup.py [--json FILE] [--quick]
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from report import Row, arguments, publish
+
+from hpcvol import environment
+from hpcvol.comm import launch_command
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+NUM_RANKS = 2
+COMMON = """
+import sys, time
+import torch
+sys.path.insert(0, {examples!r})
+import gpt
+torch.set_num_threads(1)
+model = gpt.build()
+optimizer = torch.optim.AdamW(model.parameters())
+tokens = torch.zeros((8, 257), dtype=torch.uint8)
+"""
+PLAIN = """
+from mpi4py import MPI
+model(tokens=tokens[:4])["loss"].backward()
+optimizer.step()
+"""
+OURS = """
+import hpcvol
+data = [{"tokens": row} for row in tokens]
+run = hpcvol.start(model, optimizer, data=data, batch_size=8, unit_size=1)
+for step in run.steps(1):
+    for unit in step:
+        output = model(**unit)
+        step.backward(output["loss"], output["weight"])
+"""
+NOTE = """
+print("first step ended", time.time(), flush=True)
+"""
+
+
+def seconds_to_first_step(program: str, cache: Path) -> float:
+    """Run `program` on all ranks and return when the slowest has ended its first step, in seconds from the command."""
+    launch = launch_command(NUM_RANKS, [sys.executable, "-c", COMMON.format(examples=str(EXAMPLES)) + program + NOTE])
+    variables = {**environment.snapshot(), **launch.environment, "NUMBA_CACHE_DIR": str(cache)}
+    begin = time.time()
+    done = subprocess.run(launch.argv, env=variables, check=True, capture_output=True, text=True)
+    ends = [float(line.split()[-1]) for line in done.stdout.splitlines() if "first step ended" in line]
+    if len(ends) != NUM_RANKS:
+        raise RuntimeError(f"{len(ends)} of {NUM_RANKS} ranks ended a step:\n{done.stdout}\n{done.stderr}")
+    return max(ends) - begin
+
+
+def main() -> None:
+    """Measure, and publish."""
+    options = arguments(str(__doc__).splitlines()[0]).parse_args()
+    seconds: dict[str, list[float]] = {"plain_torch": [], "hpcvol_warm": [], "hpcvol_cold": []}
+    with tempfile.TemporaryDirectory() as folder:
+        warm = Path(folder, "warm")
+        seconds_to_first_step(OURS, warm)
+        for turn in range(2 if options.quick else 7):
+            seconds["plain_torch"].append(seconds_to_first_step(PLAIN, warm))
+            seconds["hpcvol_warm"].append(seconds_to_first_step(OURS, warm))
+            seconds["hpcvol_cold"].append(seconds_to_first_step(OURS, Path(folder, f"cold{turn}")))
+    rows = [Row(name, "first step", 0, NUM_RANKS, times) for name, times in seconds.items()]
+    plain = rows[0].summary["median"]
+    publish(
+        "startup",
+        [
+            Row(r.contender, r.case, 0, r.ranks, r.seconds, {"beyond_plain_s": r.summary["median"] - plain})
+            for r in rows
+        ],
+        options.json,
+    )
+
+
+if __name__ == "__main__":
+    main()
