@@ -236,9 +236,9 @@ def test_an_evaluation_leaves_buffers_as_committed(group: Group) -> None:
         with closing(make_run(ranks, model, numbers(16), Settings(8, 2))) as run:
             train(run, 1)
             before = copy.deepcopy(model.state_dict())
-            run.evaluate(lambda unit: run.model(**unit) + model.state.abs(), numbers(9, seed=3))
+            found = run.evaluate(lambda unit: run.model(**unit) + model.state.abs(), numbers(9, seed=3))
             assert torch.equal(model.state, before["state"])
-            return outcome(run, train(run, 2))
+            return found, outcome(run, train(run, 2))
 
     assert_same_alone(group, compute)
 
