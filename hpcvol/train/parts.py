@@ -115,7 +115,10 @@ def _open_folder(data: DataConfig, transform: Callable[..., Any] | None) -> Data
 
 
 def _optional(dataset: Any) -> Samples | None:
-    return open_samples(dataset) if dataset is not None and len(dataset) else None
+    if dataset is None:
+        return None
+    samples = open_samples(dataset)
+    return samples if len(samples) else None
 
 
 def _exists(path: Path) -> bool:
