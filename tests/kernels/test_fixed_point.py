@@ -31,7 +31,7 @@ def spread(dtype: type[np.floating], size: int, seed: int) -> NDArray[np.floatin
     values = generator.standard_normal(size) * np.exp2(generator.integers(-60, 20, size).astype(float))
     values[generator.random(size) < 0.1] = 0.0
     values[generator.random(size) < 0.1] = -0.0
-    return values.astype(dtype)
+    return np.asarray(values, dtype)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

@@ -182,7 +182,7 @@ def test_an_overflow_redoes_the_whole_step(group: Group, dtype: torch.dtype, hug
     assert total.agree()
     total.reduce()
     found = means(total, weight, dtype)
-    exact = sum(w * tensors[1].double() for tensors, w in units) / weight
+    exact = torch.stack([w * tensors[1].double() for tensors, w in units]).sum(0) / weight
     assert float((found[1].double() - exact).abs().max()) <= float(exact.abs().max()) * 2.0**-23
     with alone(group) as single:
         reference = make_sum(single)

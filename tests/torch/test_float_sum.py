@@ -27,13 +27,13 @@ from hpcvol.torch.outputs import read_output
 from hpcvol.torch.run import Run, Settings
 
 
-def gradient_in_double(run: Run) -> dict[str, torch.Tensor]:
+def gradient_in_double(run: Run) -> dict[str, Any]:
     """The gradient of the step to come, over the whole batch in one process, in double precision."""
     model = copy.deepcopy(run.model).double()
     units = [run.loader.load(span) for span in run.batching.units(run.step)]
     batch = {name: torch.cat([unit[name] for unit in units]) for name in units[0]}
     output = read_output(model(**{name: v.double() if v.is_floating_point() else v for name, v in batch.items()}))
-    output.loss.backward()
+    output.loss.backward()  # type: ignore[no-untyped-call]
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 

@@ -21,7 +21,7 @@ def refusal(group: Group, model: nn.Module, samples: Rows | None = None) -> str:
             train(run, 1)
         assert run.step == 0
     assert caught.value.everywhere
-    said = group.gather_objects(str(caught.value))
+    said: list[str] = group.gather_objects(str(caught.value))
     assert len(set(said)) == 1
     return said[0]
 
