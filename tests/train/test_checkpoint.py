@@ -206,10 +206,11 @@ for owner, name, moment in POINTS:
 """
 
 
+@pytest.mark.limit_seconds(150)
 def test_a_kill_at_any_point_of_writing_costs_nothing_but_that_checkpoint(
     project: Project, run_program: RunProgram
 ) -> None:
-    done = run_program([sys.executable, "-c", KILLER, str(project.job), str(project.folder)])
+    done = run_program([sys.executable, "-c", KILLER, str(project.job), str(project.folder)], seconds=130)
     assert done.returncode == 0, done.stderr
     struck = [line for line in done.stdout.splitlines() if line.startswith("reached ")]
     runs = [line.removeprefix("reached ").partition(":")[0] for line in struck]

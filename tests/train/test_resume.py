@@ -250,6 +250,7 @@ def test_the_best_link_is_repaired_after_a_kill_before_it_was_made(project: Proj
     assert project.steps("run") == [4, 6]
 
 
+@pytest.mark.limit_seconds(150)
 def test_a_killed_job_goes_on_from_its_periodic_checkpoint(project: Project) -> None:
     """`kill -9` of the launcher and all ranks at once, as when a node loses power."""
     overrides = ["--set", "checkpoint.every_steps=5", "--set", "checkpoint.keep=2"]
