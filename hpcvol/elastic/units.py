@@ -43,7 +43,7 @@ class Batching:
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
-            raise ConfigError("the training split holds 0 samples; training needs at least one", everywhere=True)
+            raise ConfigError("found 0 samples in a split: expected at least one", everywhere=True)
         for key in ("batch_size", "unit_size"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"{key} = {getattr(self, key)}: expected at least 1 sample", everywhere=True)

@@ -7,14 +7,15 @@ between 2^(LIMIT - HEADROOM_BITS - 1) and 2^(LIMIT - HEADROOM_BITS), where 2^LIM
 number a tensor, a function of the data alone, so neither buckets nor ranks nor order can change a bit. A tensor without
 history has DEFAULT_EXPONENT.
 
-Overflow. A unit whose largest |weight · x| · 2^e reaches 2^62 / units makes the step be computed again, at the exponent
-that the step's maximum asks for. Units are pure, so the second maximum is the first.
+Another pass. A unit whose largest |weight · x| · 2^e reaches 2^62 / units, or a tensor whose largest is below
+2^LEAST_BITS in all units and would be coarse, makes the step be computed again at the exponent that the step's maximum
+asks for. Units are pure, so the second maximum is the first.
 
 Error. Each unit is rounded once: |mean - exact mean| ≤ units · 2^(-e-1) / Σ weight, then one rounding to the tensor's
 dtype. With e from history that is at most units · M · 2^(HEADROOM_BITS - LIMIT) / Σ weight, M being the last step's
-largest |weight · x|: for 8 units 2^-46 of the largest term, where adding in float32 loses up to 2^-24 of each term. For
-float64 tensors the product with a weight, the sum read as a double and the division are rounded too: up to 2^-51 of
-Σ weight · |x| / Σ weight more.
+largest |weight · x|: for 8 units 2^-46 of the largest term, where adding in float32 loses up to 2^-24 of each term. In
+any case it is below units · 2^-LEAST_BITS / Σ weight of the step's own largest term. For float64 tensors the product
+with a weight, the sum read as a double and the division are rounded too: up to 2^-51 of Σ weight · |x| / Σ weight more.
 """
 
 import math
@@ -33,6 +34,7 @@ from hpcvol.torch.staging import Staging
 
 DEFAULT_EXPONENT = 40
 HEADROOM_BITS = 10
+LEAST_BITS = 32
 _LARGEST_EXPONENT = 900
 _ALIGNMENT = 8  # elements of int64: 64 bytes
 _ABSENT = -1.0  # below any magnitude: no unit had this tensor
@@ -94,8 +96,8 @@ class ExactSum:
         """Find over all ranks whether the step's sums can be used. Collective.
 
         Returns:
-            False when a term overflowed: exponents are set to what its maximum asks for, the sums are reset, and all
-            units of the step must be added again.
+            False when a term overflowed or was coarse: exponents are set to what its maximum asks for, the sums are
+            reset, and all units of the step must be added again.
 
         Raises:
             ModelError: a term is not finite; raised on every member, with the first such name.
@@ -107,14 +109,11 @@ class ExactSum:
         bad = np.flatnonzero(~np.isfinite(self._largest))
         if bad.size:
             raise NonFiniteSumError(self._terms[int(bad[0])].name, float(self._largest[bad[0]]))
-        overflow = [
-            i
-            for i, (x, e) in enumerate(zip(self._largest, self._exponents, strict=True))
-            if not self._fits(float(x), int(e))
-        ]
-        if not overflow:
+        pairs = zip(self._largest, self._exponents, strict=True)
+        wanted = [int(e) if self._fits(float(x), int(e)) else self._exponent_for(float(x)) for x, e in pairs]
+        if np.array_equal(wanted, self._exponents):
             return True
-        self._exponents[overflow] = [self._exponent_for(float(self._largest[i])) for i in overflow]
+        self._exponents[:] = wanted
         self.reset()
         return False
 
@@ -156,7 +155,7 @@ class ExactSum:
         self._exponents[:] = [exponents[name] for name in names]
 
     def _fits(self, largest: float, exponent: int) -> bool:
-        return largest <= 0 or math.frexp(largest)[1] <= self._limit - exponent
+        return largest <= 0 or LEAST_BITS < math.frexp(largest)[1] + exponent <= self._limit
 
     def _exponent_for(self, largest: float) -> int:
         return min(self._limit - HEADROOM_BITS - math.frexp(largest)[1], _LARGEST_EXPONENT)

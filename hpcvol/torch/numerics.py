@@ -3,7 +3,7 @@
 import hashlib
 import platform
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -68,15 +68,31 @@ def agree_on_code(group: Group, files: Iterable[Path]) -> None:
         "NumPy": numpy.__version__,
         "Numba": version("numba"),
     }
-    facts |= {f"the file {path.name}": _digest_of_file(path) for path in files}
-    everybody = group.gather_objects(facts)
-    for member, other in enumerate(everybody):
+    for path in files:  # by name, as folders may be called differently on other hosts
+        key = f"the file {path.name}"
+        facts[key] = facts.get(key, "") + _digest_of_file(path)
+    agree_on(group, facts, "start all members from the same environment and files")
+
+
+def agree_on(group: Group, facts: Mapping[str, str], remedy: str) -> None:
+    """Check that all members found the same. Collective.
+
+    Args:
+        group: the live ranks.
+        facts: what this member found, by name.
+        remedy: what to do where members differ.
+
+    Raises:
+        ConfigError: on every member, naming the first difference and who has what.
+    """
+    everybody = group.gather_objects(dict(facts))
+    for rank, other in enumerate(everybody):
         for name in everybody[0] | other:
             one_has, other_has = everybody[0].get(name, "absent"), other.get(name, "absent")
             if one_has != other_has:
                 raise ConfigError(
-                    f"members run different code: {name} is {one_has} on {group.name_of(0)} and {other_has} on "
-                    f"{group.name_of(member)}; start all members from the same environment and files",
+                    f"members disagree: {name} is {one_has} on {group.name_of(0)} and {other_has} on "
+                    f"{group.name_of(rank)}; {remedy}",
                     everywhere=True,
                 )
 

@@ -36,27 +36,29 @@ def digest_unit(
     return digests
 
 
-def compare(group: Group, first: Digests, second: Digests) -> None:
-    """Compare a unit computed twice here, then with all other members. Collective.
+def compare(group: Group, once: Digests, again: Digests, other: Digests) -> None:
+    """Compare a unit computed twice here, then that and another unit with those of all other members. Collective.
 
     Raises:
         ModelError: on every member, naming the first tensor that differs and, between members, what differs in their
             numerics class.
     """
-    impure = _first_difference(first, second)
-    found = group.gather_objects((impure, hashlib.sha256(repr(first).encode()).hexdigest()))
+    impure = _first_difference(once, again)
+    # Two units, since another class may come to the same bits in one of them.
+    both = {f"{name} (unit 0)": digest for name, digest in once.items()}
+    both |= {f"{name} (the step's last unit)": digest for name, digest in other.items()}
+    found = group.gather_objects((impure, hashlib.sha256(repr(both).encode()).hexdigest()))
     for member, (name, _) in enumerate(found):
         if name is not None:
             raise ModelError(
-                f"unit 0 computed twice by member {member} on {group.hosts[member]} differs in {name}: the model or "
-                "its data is not "
-                "a pure function of parameters and unit. Look for state kept between calls, a random generator of "
-                "its own, or an "
-                'operation that is not deterministic; or set train.sum = "float", which promises no equal bits',
+                f"unit 0 computed twice by {group.name_of(member)} differs in {name}: the model or "
+                "its data is not a pure function of parameters and unit. Look for state kept between calls, a random "
+                'generator of its own, or an operation that is not deterministic; or set train.sum = "float", which '
+                "promises no equal bits",
                 everywhere=True,
             )
     if len({digest for _, digest in found}) > 1:
-        _refuse_classes(group, first)
+        _refuse_classes(group, both)
 
 
 def _refuse_classes(group: Group, digests: Digests) -> None:
@@ -66,8 +68,8 @@ def _refuse_classes(group: Group, digests: Digests) -> None:
         name = _first_difference(reference, other)
         if name is not None:
             raise ModelError(
-                f"member {member} on {group.hosts[member]} computes other bits than member 0 on {group.hosts[0]}: "
-                f"unit 0 differs in {name}. {describe_differences(reference_class, other_class)}",
+                f"{group.name_of(member)} computes other bits than {group.name_of(0)}: they differ first in {name}. "
+                f"{describe_differences(reference_class, other_class)}",
                 everywhere=True,
             )
 

@@ -20,6 +20,7 @@ from hpcvol.torch.exact import ExactSum
 from hpcvol.torch.float_sum import FloatGradients
 from hpcvol.torch.gradients import ExactGradients, Gradients, clip, gradient_norm, parameter_terms
 from hpcvol.torch.loader import Loader, Unit
+from hpcvol.torch.numerics import agree_on
 from hpcvol.torch.samples import Samples
 from hpcvol.torch.seeding import BETWEEN_STEPS, seed_generators
 from hpcvol.torch.staging import broadcast_tensor
@@ -91,6 +92,7 @@ class Run:
         if not self._parameters:
             raise ModelError("the model has no parameter that requires a gradient: nothing to train", everywhere=True)
         _check_optimizer(model, optimizer)
+        agree_on(group, self._facts(len(samples)), "make the same model, optimizer and run on every member")
         self._exact: ExactSum | None = None
         self.gradients = self._make_gradients()
         self.buffers = Buffers(model, self.batching.units_per_step, self.strategy, device)
@@ -212,6 +214,23 @@ class Run:
         """End the prefetch thread."""
         self.loader.close()
 
+    def _facts(self, num_samples: int) -> dict[str, str]:
+        """Return what decides the weights besides code and data: it has to be the same on every member."""
+        hyperparameters = [
+            {name: value for name, value in parameters.items() if isinstance(value, (bool, int, float, str, tuple))}
+            for parameters in self.optimizer.param_groups
+        ]
+        return {
+            "the number of samples": str(num_samples),
+            "the run": str(self.settings),
+            "the optimizer": f"{type(self.optimizer).__name__} {hyperparameters}",
+            **{
+                f"parameter {name}": f"{list(p.shape)} {p.dtype}{'' if p.requires_grad else ', frozen'}"
+                for name, p in self.model.named_parameters()
+            },
+            **{f"buffer {name}": f"{list(b.shape)} {b.dtype}" for name, b in self.model.named_buffers()},
+        }
+
     def _make_gradients(self) -> Gradients:
         parameters = [parameter for _, parameter in self._parameters]
         if self.settings.sum == "float":
@@ -250,7 +269,13 @@ class Run:
 
 
 def _check_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Refuse an optimizer of parameters that no sum covers: members would move them apart."""
+    """Refuse an optimizer that the step cannot drive, or one of parameters that no sum covers."""
+    if isinstance(optimizer, (torch.optim.LBFGS, torch.optim.SparseAdam)):
+        needs = "a closure" if isinstance(optimizer, torch.optim.LBFGS) else "sparse gradients"
+        raise ConfigError(
+            f"the optimizer is {type(optimizer).__name__}, which needs {needs}, and a step has none: choose another",
+            everywhere=True,
+        )
     of_model = {id(parameter) for parameter in model.parameters()}
     for parameters in optimizer.param_groups:
         for parameter in parameters["params"]:

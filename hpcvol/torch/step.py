@@ -141,8 +141,7 @@ class Step:
             if self.attempts > 2:
                 raise ModelError(
                     f"step {self.index}: gradients outgrew the exact sum's range {self.attempts} times at exponents "
-                    "that fit their "
-                    "own maximum: the units are not pure functions of the parameters",
+                    "that fit their own maximum: the units are not pure functions of the parameters",
                     everywhere=True,
                 )
             return False
@@ -157,8 +156,8 @@ class Step:
             if record.weight and not math.isfinite(record.loss):
                 raise ModelError(
                     f"step {self.index}: the loss of unit {index}, computed by member {record.member}, is "
-                    f"{record.loss}; lower the "
-                    "learning rate, or look at that unit's samples; training stops, the last checkpoint is good",
+                    f"{record.loss}; lower the learning rate, or look at that unit's samples; training stops, the "
+                    "last checkpoint is good",
                     everywhere=True,
                 )
 
@@ -177,7 +176,8 @@ class Step:
         first, other = self._units[0], self._units[-1]
         for span in (first, other, first):
             yield from self._offer(span)
-        compare(self._run.group, self._probed[0], self._probed[-1])
+        once, between, again = self._probed
+        compare(self._run.group, once, again, between)
         self._probed = None
         self._run.needs_probe = False
 

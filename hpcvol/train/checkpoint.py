@@ -77,8 +77,7 @@ class Checkpoints:
             free = shutil.disk_usage(self._folder if self._folder.exists() else "/").free
             raise CheckpointError(
                 f"checkpoint {final} could not be written: {error} ({free / 2**20:.0f} MiB free there); checkpoints "
-                "written before "
-                "are whole. Make room and start the same command again: it goes on from the last one"
+                "written before are whole. Make room and start the same command again: it goes on from the last one"
             ) from error
         self._prune()
         return final

@@ -127,8 +127,7 @@ class Trainer:
                 if state["dataset"] != self._data.id:
                     raise CheckpointError(
                         f"{newest} was trained on dataset {state['dataset']}, and {self._config.data.path} is "
-                        f"{self._data.id}: "
-                        "restore that data, or start over with --fresh"
+                        f"{self._data.id}: restore that data, or start over with --fresh"
                     )
                 self.run.load_state(state["run"])
                 self._progress = Progress(**state["progress"])

@@ -6,6 +6,8 @@ those for more ranks are skipped by name.
 """
 
 import os
+import shutil
+import tempfile
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,10 +64,19 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(watch.close)
     if world is None:
         return
+    _use_own_folder(config, run_id, rank)
     config.option.only_mpi = True  # pytest-mpi: what takes no ranks runs in one process, elsewhere
     config.pluginmanager.register(RanksInStep(world, watch), "ranks_in_step_plugin")
     if rank > 0:  # rank 0 reports
         config.pluginmanager.set_blocked("terminalreporter")
+
+
+def _use_own_folder(config: pytest.Config, run_id: int, rank: int) -> None:
+    """Give each rank a temporary folder of its own: several sessions that tidy up one would take it from each other."""
+    if config.option.basetemp is None:
+        folder = Path(tempfile.gettempdir(), f"hpcvol-tests-{run_id}-rank{rank}")
+        config.option.basetemp = str(folder)
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 @pytest.hookimpl(tryfirst=True)

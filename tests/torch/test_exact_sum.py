@@ -330,3 +330,27 @@ def test_layouts_of_memory_do_not_matter(group: Group) -> None:
         np.testing.assert_allclose(out.numpy(), values.numpy(), rtol=0, atol=2.0**-40)
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("scale", [2.0**-20, 2.0**-40, 2.0**-100])
+def test_tiny_terms_without_history_are_as_good_as_large_ones(group: Group, scale: float) -> None:
+    units = make_units(5, seed=3)
+    weight = sum(unit_weight for _, unit_weight in units)
+    mine = deal(units, group.size, group.rank)
+    large, tiny = make_sum(group), make_sum(group)
+    expected = summed(large, mine, weight)
+    shrunk = [([scale * values for values in tensors], unit_weight) for tensors, unit_weight in mine]
+    add(tiny, shrunk)
+    assert not tiny.agree()  # coarse under the default exponent
+    found = summed(tiny, shrunk, weight)
+    for one, other in zip(expected, found, strict=True):
+        # Scaled by a power of two, so all but the last bits are the same.
+        np.testing.assert_allclose(
+            np.frombuffer(other, np.float32), scale * np.frombuffer(one, np.float32), rtol=1e-6, atol=1e-8 * scale
+        )
+
+
+def test_terms_of_nothing_but_zeros_ask_for_no_other_pass(group: Group) -> None:
+    total = make_sum(group)
+    add(total, [([torch.zeros(shape) for shape in SHAPES], 3)])
+    assert total.agree()

@@ -91,5 +91,5 @@ def test_members_with_another_model_file_are_refused_once_for_all(run_ranks: Run
         (tmp_path / str(member) / "model.py").write_text(model)
     ended = run_ranks(2, [str(tmp_path / "program.py"), str(tmp_path)], seconds=SECONDS)
     assert ended.returncode != 0
-    assert ended.stderr.count("members run different code: the file model.py is") == 1
+    assert ended.stderr.count("members disagree: the file model.py is") == 1
     assert "Traceback" not in ended.stderr
