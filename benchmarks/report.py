@@ -2,8 +2,8 @@
 
 import argparse
 import json
-import os
 import platform
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -63,7 +63,8 @@ def publish(benchmark: str, rows: Sequence[Row], json_file: Path | None) -> None
         table.add_row(
             row.case, row.contender, str(row.ranks), *times, *(_value(row.extra.get(name)) for name in extras)
         )
-    Console(width=None if os.isatty(1) else 120).print(table)
+    # Under mpiexec a terminal of 80 columns is made up, which would cut the names off.
+    Console(width=max(120, shutil.get_terminal_size().columns)).print(table)
     if json_file:
         content = {
             "benchmark": benchmark,

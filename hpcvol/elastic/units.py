@@ -31,7 +31,8 @@ class Batching:
     Args:
         num_samples: samples in an epoch, > 0.
         batch_size: samples a step.
-        unit_size: samples a unit; the last unit of a step may be smaller.
+        unit_size: samples a unit at most. Where a step does not divide evenly its units differ by one sample, so that
+            none is much smaller than the others (BatchNorm cannot train on one sample).
 
     Raises:
         ConfigError: a size below one, or no samples.
@@ -66,11 +67,10 @@ class Batching:
         """Return the units of step `step` (from 0), in the order of their index."""
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
         start = step_of_epoch * self.batch_size
-        stop = min(start + self.batch_size, self.num_samples)
-        return [
-            UnitSpan(step, index, epoch, position, min(self.unit_size, stop - position))
-            for index, position in enumerate(range(start, stop, self.unit_size))
-        ]
+        num_samples = min(self.batch_size, self.num_samples - start)
+        num_units = -(-num_samples // self.unit_size)
+        edges = [start + index * num_samples // num_units for index in range(num_units + 1)]
+        return [UnitSpan(step, index, epoch, edge, edges[index + 1] - edge) for index, edge in enumerate(edges[:-1])]
 
 
 def merge(spans: list[UnitSpan]) -> list[UnitSpan]:

@@ -38,6 +38,8 @@ class Buffers:
         self._counted = [name for name, value in self._committed.items() if value.dtype in _COUNTED]
         terms = [Term(f"buffer {name}", self._committed[name].numel()) for name in self._averaged]
         self.total = ExactSum(terms, units_per_step, strategy, device)
+        # Checkpoints hold what state_dict() does, so that training must not live in any other buffer.
+        self._kept = set(model.state_dict())
         self._counts: dict[str, torch.Tensor] = {}
         self._counts_of_all = np.empty(0, np.int64)
 
@@ -68,9 +70,12 @@ class Buffers:
             before, after = self._committed[name], current[name]
             # A constant may hold infinities (an attention mask), whose difference is not a number.
             if not torch.equal(before, after):
+                self._check_kept(name)
                 self.total.add(index, after.double() - before.double(), weight)
         for name in self._counted:
             change = current[name] - self._committed[name]
+            if change.any():
+                self._check_kept(name)
             if not torch.equal(self._counts.setdefault(name, change), change):
                 raise self._refusal(name, "was changed differently by two units of a step")
         for name, before in self._committed.items():
@@ -149,6 +154,13 @@ class Buffers:
         if missing:
             raise self._refusal(min(missing), "vanished")
         return current
+
+    def _check_kept(self, name: str) -> None:
+        if name not in self._kept:
+            raise ModelError(
+                f"buffer {name!r} is changed by training and is not in the model's state_dict, so that a checkpoint "
+                "would lose it: register it with persistent=True"
+            )
 
     def _refusal(self, name: str, what: str, *, everywhere: bool = False) -> ModelError:
         return ModelError(

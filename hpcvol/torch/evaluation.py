@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hpcvol.comm import together
 from hpcvol.elastic.bag import deal
 from hpcvol.elastic.units import Batching
 from hpcvol.torch.loader import Loader, Unit
@@ -35,7 +36,7 @@ def evaluate(run: "Run", function: Callable[[Unit], Any], samples: Samples) -> E
     mine = deal(spans, run.group.size, run.group.rank)
     records: dict[int, tuple[float, int, dict[str, float]]] = {}
     loader = Loader(samples, run.settings.seed, run.device, shuffle=False)
-    with _evaluating(run.model), torch.no_grad(), closing(loader):
+    with together(run.group, "evaluating"), _evaluating(run.model), torch.no_grad(), closing(loader):
         loader.prefetch(mine[:2])
         for position, span in enumerate(mine):
             loader.prefetch(mine[position + 2 : position + 3])

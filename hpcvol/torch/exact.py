@@ -21,7 +21,6 @@ with a weight, the sum read as a double and the division are rounded too: up to 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -70,6 +69,8 @@ class ExactSum:
         self._slices = [
             self._total[start : start + term.numel] for start, term in zip(starts, self._terms, strict=True)
         ]
+        on_cpu = device.type == "cpu"
+        self._arrays: list[NDArray[np.int64]] = [part.numpy() for part in self._slices] if on_cpu else []
         self._staging = Staging(self._total)
         self._largest = np.full(len(self._terms), _ABSENT)
         self._exponents = np.full(len(self._terms), DEFAULT_EXPONENT, np.int64)
@@ -88,7 +89,11 @@ class ExactSum:
             weight: positive.
         """
         scale = math.ldexp(float(weight), int(self._exponents[index]))
-        largest = weight * _accumulate(values.detach(), scale, self._slices[index])
+        flat = _flat(values.detach())
+        if self._arrays:
+            largest = weight * fixed_point.accumulate(flat.numpy(), scale, self._arrays[index])
+        else:
+            largest = weight * accumulate_in_torch(flat, scale, self._slices[index])
         # np.maximum keeps NaN where max() would drop it; it has to reach every member.
         self._largest[index] = np.maximum(self._largest[index], largest)
 
@@ -127,14 +132,17 @@ class ExactSum:
 
     def mean(self, index: int, weight: int, out: torch.Tensor) -> None:
         """Write Σ weight·x / Σ weight of term `index` to `out`; `weight` is the step's Σ weight. Local."""
-        _mean(self._slices[index], math.ldexp(1.0, int(self._exponents[index])), weight, out)
+        scale = math.ldexp(1.0, int(self._exponents[index]))
+        if self._arrays and out.is_contiguous() and out.dtype in (torch.float32, torch.float64):
+            fixed_point.mean(self._arrays[index], scale, float(weight), out.view(-1).numpy())
+        else:
+            out.copy_((self._slices[index].double() / scale / float(weight)).view(out.shape))
 
     def commit(self) -> None:
-        """Make the step's magnitudes the history that the next step's exponents follow from, and start afresh."""
+        """Make the step's magnitudes the history that the next step's exponents follow from; `reset` comes next."""
         for i, largest in enumerate(self._largest):
             if largest > 0:
                 self._exponents[i] = self._exponent_for(float(largest))
-        self.reset()
 
     def exponents(self) -> dict[str, int]:
         """Return the exponent of every term by name: with the parameters, all that a checkpoint needs."""
@@ -170,32 +178,16 @@ class NonFiniteSumError(ModelError):
         super().__init__(f"{name} is not finite", everywhere=True)
 
 
-def _accumulate(values: torch.Tensor, scale: float, total: torch.Tensor) -> float:
-    """Add rint(values · scale) to `total`: on the CPU in one fused pass, elsewhere in torch's operations."""
+def _flat(values: torch.Tensor) -> torch.Tensor:
+    """Return `values` as a contiguous vector of float32 or float64: itself where it is one."""
     if values.layout != torch.strided:
         values = values.to_dense()
     if values.dtype not in (torch.float32, torch.float64):
         values = values.float()
-    flat = values.reshape(-1)
-    if flat.numel() == 0:
-        return 0.0
-    if flat.device.type == "cpu":
-        return fixed_point.accumulate(_array(flat.contiguous()), scale, _array(total))
-    return accumulate_in_torch(flat, scale, total)
+    return values.reshape(-1).contiguous()
 
 
 def accumulate_in_torch(flat: torch.Tensor, scale: float, total: torch.Tensor) -> float:
     """`hpcvol.kernels.fixed_point.accumulate` in torch's own operations, on any device: the same integers."""
     total.add_(torch.round(flat.double() * scale).to(torch.int64))
-    return float(flat.abs().max())
-
-
-def _mean(total: torch.Tensor, scale: float, weight: int, out: torch.Tensor) -> None:
-    if out.device.type == "cpu" and out.is_contiguous() and out.dtype in (torch.float32, torch.float64):
-        fixed_point.mean(_array(total), scale, float(weight), _array(out.view(-1)))
-    else:
-        out.copy_((total.double() / scale / float(weight)).view(out.shape))
-
-
-def _array(tensor: torch.Tensor) -> NDArray[Any]:
-    return tensor.numpy()
+    return float(flat.abs().max()) if flat.numel() else 0.0

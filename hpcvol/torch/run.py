@@ -1,5 +1,6 @@
 """A run: one model trained by all members, step by step."""
 
+import inspect
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -35,7 +36,7 @@ class Settings:
 
     Args:
         batch_size: samples a step, whatever the number of workers.
-        unit_size: samples a unit.
+        unit_size: samples a unit at most.
         sum: "exact": the same bits whichever members computed the units; "float": faster, other bits at other counts.
         seed: decides sample order and random numbers.
         clip_norm: largest 2-norm of a step's gradient; None does not clip.
@@ -111,9 +112,11 @@ class Run:
     def describe_batch(self) -> str:
         """Return what a batch is, as in `batch 64 = 8 units of 8 over 3 workers`."""
         units, workers = self.batching.units_per_step, self.group.size
+        batch, size = self.settings.batch_size, self.settings.unit_size
+        each = f"at most {size}" if batch % size else f"{size}"
         return (
-            f"batch {self.settings.batch_size} = {units} {'unit' if units == 1 else 'units'} of "
-            f"{self.settings.unit_size} over {workers} {'worker' if workers == 1 else 'workers'}"
+            f"batch {batch} = {units} {'unit' if units == 1 else 'units'} of {each} over "
+            f"{workers} {'worker' if workers == 1 else 'workers'}"
         )
 
     def steps(self, until: int) -> Iterator[Step]:
@@ -270,8 +273,10 @@ class Run:
 
 def _check_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Refuse an optimizer that the step cannot drive, or one of parameters that no sum covers."""
-    if isinstance(optimizer, (torch.optim.LBFGS, torch.optim.SparseAdam)):
-        needs = "a closure" if isinstance(optimizer, torch.optim.LBFGS) else "sparse gradients"
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    wants_closure = closure is not None and closure.default is inspect.Parameter.empty
+    if wants_closure or isinstance(optimizer, torch.optim.SparseAdam):
+        needs = "a closure" if wants_closure else "sparse gradients"
         raise ConfigError(
             f"the optimizer is {type(optimizer).__name__}, which needs {needs}, and a step has none: choose another",
             everywhere=True,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hpcvol.comm import agree
 from hpcvol.elastic.bag import Bag
 from hpcvol.elastic.units import UnitSpan
 from hpcvol.errors import ModelError
@@ -55,6 +56,7 @@ class Step:
         self._mine = run.deal(self._units)
         self._begun = False
         self._open: Unit | None = None
+        self._failure: Exception | None = None
         self._records: dict[int, UnitRecord] = {}
         self._probed: list[Digests] | None = None
         self.index = index
@@ -77,6 +79,8 @@ class Step:
             self._begin()
             for span in bag:
                 yield from self._offer(span)
+                if self._failure is not None:
+                    break
             if self._finish():
                 return
             bag.put(self._mine)
@@ -112,8 +116,20 @@ class Step:
             self._run.gradients.backward(loss, weight)
             self._run.buffers.add(weight)
 
+    def fail(self, error: Exception) -> None:
+        """Say that the unit at hand cannot be computed: the step ends, and all members raise `error`. Local.
+
+        For a loop that wants one error from a run rather than one from each member.
+        """
+        self._failure = error
+        self._open = None
+
     def _offer(self, span: UnitSpan) -> Iterator[Unit]:
-        unit = self._open = self._run.prepare(span)
+        try:
+            unit = self._open = self._run.prepare(span)
+        except Exception as error:
+            self.fail(error)
+            return
         yield unit
         if self._open is not None:
             raise ModelError(f"step {self.index}: unit {span.index} was not given to step.backward()")
@@ -128,6 +144,7 @@ class Step:
     def _finish(self) -> bool:
         """Sum, commit and apply. Collective. False: all units must be computed again."""
         run = self._run
+        agree(run.group, self._failure, f"computing step {self.index}")
         self.attempts += 1
         records: dict[int, UnitRecord] = {}
         for part in run.group.gather_objects(self._records):
@@ -176,6 +193,9 @@ class Step:
         first, other = self._units[0], self._units[-1]
         for span in (first, other, first):
             yield from self._offer(span)
+            if self._failure is not None:
+                break
+        agree(self._run.group, self._failure, f"computing step {self.index}")
         once, between, again = self._probed
         compare(self._run.group, once, again, between)
         self._probed = None

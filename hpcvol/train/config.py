@@ -251,12 +251,16 @@ def to_toml(config: Config, folder: str | Path | None = None) -> str:
 
     Args:
         config: what to write.
-        folder: where the text will lie. Paths are written relative to it, so that a project can be moved as a whole;
-            without it they stay absolute.
+        folder: where the text will lie. Paths in the configuration's own folder are written relative to it, so that a
+            project can be moved as a whole; others, and all of them without `folder`, stay absolute.
     """
     if folder is not None:
-        start = Path(folder).resolve()
-        config = _map_paths(config, lambda place: os.path.relpath(place, start))
+        start, project = Path(folder).resolve(), config.folder
+
+        def relative(place: str) -> str:
+            return os.path.relpath(place, start) if Path(place).is_relative_to(project) else place
+
+        config = _map_paths(config, relative)
     return toml.render(config.model_dump(exclude_none=True))
 
 

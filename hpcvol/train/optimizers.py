@@ -15,8 +15,7 @@ def make_optimizer(config: OptimizerConfig, parameters: Iterable[torch.nn.Parame
     """Return the optimizer of `torch.optim` that `optimizer.name` names, in any case.
 
     Raises:
-        ConfigError: no such optimizer (names the nearest), one that wants a closure, or arguments that it does not
-            take.
+        ConfigError: no such optimizer (names the nearest), or arguments that it does not take.
     """
     kinds = {name.lower(): kind for name, kind in vars(torch.optim).items() if _is_optimizer(kind)}
     kind = kinds.get(config.name.lower())
@@ -24,11 +23,6 @@ def make_optimizer(config: OptimizerConfig, parameters: Iterable[torch.nn.Parame
         near = difflib.get_close_matches(config.name.lower(), kinds, 1)
         hint = f"; did you mean {kinds[near[0]].__name__}?" if near else ""
         raise ConfigError(f"optimizer.name = {config.name!r}: torch.optim has no such optimizer{hint}")
-    if inspect.signature(kind.step).parameters["closure"].default is inspect.Parameter.empty:
-        raise ConfigError(
-            f"optimizer.name = {config.name!r}: {kind.__name__} computes the loss several times a step, and a step's "
-            "units are computed once: choose another"
-        )
     try:
         optimizer: torch.optim.Optimizer = kind(parameters, **config.args)
     except (TypeError, ValueError) as error:

@@ -68,6 +68,12 @@ def build_model(config: Config) -> torch.nn.Module:
         raise ModelError(
             f"model.build = {config.model.build!r} returned a {type(model).__name__}: expected a torch.nn.Module"
         )
+    for name, value in model.state_dict().items():
+        if not isinstance(value, torch.Tensor):
+            raise ModelError(
+                f"the model's state_dict holds {name!r}, a {type(value).__name__} (get_extra_state): checkpoints hold "
+                "tensors only; keep it in a buffer"
+            )
     if config.model.weights is not None:
         load_weights(Path(config.model.weights), model)
     return model
@@ -86,9 +92,10 @@ def load_hook(config: Config) -> Callable[[int, dict[str, Any]], None] | None:
     return None if config.train.on_metrics is None else load_callable(config.train.on_metrics, config.folder)
 
 
-def model_file(config: Config) -> list[Path]:
-    """Return the file that the model's builder is in, if it is named as a file."""
-    return [Path(config.model.build.rpartition(":")[0])] if is_reference(config.model.build) else []
+def user_files(config: Config) -> list[Path]:
+    """Return the files of the functions that the configuration names: the user's code, which all members must share."""
+    named = (config.model.build, config.data.path, config.data.transform, config.train.on_metrics)
+    return sorted({Path(text.rpartition(":")[0]) for text in named if text is not None and is_reference(text)})
 
 
 def _check_arguments(build: Callable[..., Any], config: Config) -> None:

@@ -1,5 +1,7 @@
-"""A run's folder: whether it is new, goes on, is complete, or belongs to another configuration."""
+"""A run's folder: whether it is new, goes on, is complete, or belongs to another configuration or another job."""
 
+import fcntl
+import os
 import shutil
 from pathlib import Path
 
@@ -11,58 +13,104 @@ from hpcvol.train.files import write_whole, writing
 CONFIG_NAME = "config.toml"
 METRICS_NAME = "metrics.jsonl"
 CHECKPOINTS_NAME = "checkpoints"
+_LOCK_NAME = ".lock"
 
-# Changing these cannot change a bit of the weights.
+# Changing these cannot change a bit of the weights as far as the run went.
 _FREE = ("checkpoint.", "comm.", "train.log_every_steps", "train.on_metrics", "train.share_devices")
-_LENGTH = ("train.steps", "train.epochs")
+_LENGTH = ("train.patience", "train.steps", "train.epochs")
 
 
-def open_run_directory(path: Path, config: Config, *, fresh: bool) -> None:
-    """Make `path` the folder of a run of `config`, or check that it is one. To be called by one member.
+class RunDirectory:
+    """The folder of a run, held by its first member while it trains.
+
+    Args:
+        path: the folder; it need not exist.
+        config: what is to be trained.
+        fresh: start over where there is a run already; nothing is deleted before `begin`.
 
     Raises:
-        ConfigError: the folder is something else, or a run of a configuration that would give other weights.
+        ConfigError: the folder is something else, a run of a configuration that would give other weights, or at work
+            in another job.
         HpcvolError: the folder cannot be written.
     """
-    if path.exists() and not path.is_dir():
-        raise ConfigError(f"--run-dir {path} is a file: expected a folder, or a name for a new one")
-    with writing(path):
-        known = path / CONFIG_NAME
-        if path.is_dir() and not known.exists() and any(not file.name.startswith(".") for file in path.iterdir()):
+
+    def __init__(self, path: Path, config: Config, *, fresh: bool) -> None:
+        self.path = path
+        self._config = config
+        self._fresh = fresh
+        self._known = path / CONFIG_NAME
+        self._lock: int | None = None
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"--run-dir {path} is a file: expected a folder, or a name for a new one")
+        with writing(path):
+            self._check_contents()
+            path.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+            try:
+                self._longer = self._known.exists() and not fresh and self._check_agreement()
+            except BaseException:
+                self.release()
+                raise
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the run says that it is complete, and no more is asked of it now."""
+        return not self._fresh and not self._longer and Completion(self.path).is_complete(0)
+
+    def begin(self) -> None:
+        """Make the folder that of this run: delete what `fresh` gives up, and write the configuration.
+
+        Raises:
+            HpcvolError: the folder cannot be written.
+        """
+        with writing(self.path):
+            (self.path / SUMMARY_NAME).unlink(missing_ok=True)
+            if self._fresh:
+                self._empty()
+            write_whole(self._known, to_toml(self._config, self.path))
+
+    def release(self) -> None:
+        """Let other jobs have the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _check_contents(self) -> None:
+        path = self.path
+        if path.is_dir() and not self._known.exists() and any(not file.name.startswith(".") for file in path.iterdir()):
             raise ConfigError(
                 f"--run-dir {path} holds files and no {CONFIG_NAME}, so it is not a run: choose another folder"
             )
-        if fresh:
-            _empty(path)
-        if known.exists():
-            _check_agreement(known, config)
-        path.mkdir(parents=True, exist_ok=True)
-        write_whole(known, to_toml(config))
 
+    def _take_lock(self) -> None:
+        """Hold the folder as long as this process lives; where the file system knows no locks nothing is held."""
+        self._lock = os.open(self.path / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            raise ConfigError(
+                f"another job is at work in --run-dir {self.path}: wait for its end, or choose another folder"
+            ) from None
+        except OSError:
+            pass
 
-def is_complete(path: Path) -> bool:
-    """Return whether the run in `path` says that it is complete."""
-    return Completion(path).is_complete(0)
+    def _check_agreement(self) -> bool:
+        """Compare the configuration with that of the run; return whether the run is to take longer or shorter now."""
+        free = _FREE + _LENGTH if self._config.optimizer.schedule == "constant" else (*_FREE, "train.patience")
+        all_changed = differences(load_config(self._known), self._config)
+        changed = [line for line in all_changed if not line.startswith(free)]
+        if changed:
+            raise ConfigError(
+                f"{self.path} is a run of another configuration; what differs (there -> now):\n  "
+                + "\n  ".join(changed)
+                + "\nGo on with its own values, choose another --run-dir, or start over with --fresh"
+            )
+        return any(line.startswith(_LENGTH) for line in all_changed)
 
-
-def _check_agreement(known: Path, config: Config) -> None:
-    free = _FREE + _LENGTH if config.optimizer.schedule == "constant" else _FREE
-    all_changed = differences(load_config(known), config)
-    changed = [line for line in all_changed if not line.startswith(free)]
-    if changed:
-        raise ConfigError(
-            f"{known.parent} is a run of another configuration; what differs (there -> now):\n  "
-            + "\n  ".join(changed)
-            + "\nGo on with its own values, choose another --run-dir, or start over with --fresh"
-        )
-    if any(line.startswith(_LENGTH) for line in all_changed):
-        (known.parent / SUMMARY_NAME).unlink(missing_ok=True)
-
-
-def _empty(path: Path) -> None:
-    """Delete a run; its configuration last, so that the folder is known for a run's until it is empty."""
-    (path / SUMMARY_NAME).unlink(missing_ok=True)
-    if (path / CHECKPOINTS_NAME).exists():
-        shutil.rmtree(path / CHECKPOINTS_NAME)
-    for name in (METRICS_NAME, CONFIG_NAME):
-        (path / name).unlink(missing_ok=True)
+    def _empty(self) -> None:
+        """Delete a run; its configuration last, so that the folder is known for a run's until it is empty."""
+        if (self.path / CHECKPOINTS_NAME).exists():
+            shutil.rmtree(self.path / CHECKPOINTS_NAME)
+        for name in (METRICS_NAME, CONFIG_NAME):
+            (self.path / name).unlink(missing_ok=True)

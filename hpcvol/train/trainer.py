@@ -28,12 +28,12 @@ from hpcvol.train.completion import SUMMARY_NAME
 from hpcvol.train.config import Config
 from hpcvol.train.files import finite, write_whole, writing
 from hpcvol.train.optimizers import learning_rate_factor
-from hpcvol.train.parts import build_model, build_optimizer, load_hook, model_file, open_data
+from hpcvol.train.parts import build_model, build_optimizer, load_hook, open_data, user_files
 from hpcvol.train.progress import Progress
 from hpcvol.train.report import Report, duration
-from hpcvol.train.run_directory import CHECKPOINTS_NAME, METRICS_NAME, is_complete, open_run_directory
+from hpcvol.train.run_directory import CHECKPOINTS_NAME, METRICS_NAME, RunDirectory
 from hpcvol.train.stopping import StopRequest
-from hpcvol.train.weights import weights_sha256
+from hpcvol.train.summary import conclusion, summarise
 
 logger = logging.getLogger("hpcvol")
 
@@ -62,12 +62,17 @@ class Trainer:
         first = self._group.rank == 0
         if not logger.hasHandlers():
             logger.addHandler(_handler() if first else logging.NullHandler())
+        self._directory: RunDirectory | None = None
         with together(self._group, "opening the run directory"):
             if first:
-                open_run_directory(self._run_dir, config, fresh=fresh)
-        self._complete = self._group.any(first and is_complete(self._run_dir))
-        if not self._complete:
-            self._assemble()
+                self._directory = RunDirectory(self._run_dir, config, fresh=fresh)
+        try:
+            self._complete = self._group.any(self._directory is not None and self._directory.is_complete)
+            if not self._complete:
+                self._assemble()
+        except BaseException:
+            self._release()
+            raise
 
     def fit(self) -> bool:
         """Train to the end and write `summary.json`. Collective.
@@ -76,10 +81,20 @@ class Trainer:
             True when the run is complete; False when a signal asked it to stop: it stopped after the step at hand, with
             a checkpoint.
         """
-        if self._complete:
-            if self._group.rank == 0:
-                print(f"{self._run_dir} is complete: see {SUMMARY_NAME}; --fresh starts over", flush=True)
-            return True
+        try:
+            if self._complete:
+                if self._group.rank == 0:
+                    print(f"{self._run_dir} is complete: see {SUMMARY_NAME}; --fresh starts over", flush=True)
+                return True
+            return self._fit()
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        if self._directory is not None:
+            self._directory.release()
+
+    def _fit(self) -> bool:
         self._began = time.monotonic()
         try:
             with StopRequest() as stop:
@@ -93,7 +108,7 @@ class Trainer:
 
     def _assemble(self) -> None:
         config, group = self._config, self._group
-        agree_on_code(group, model_file(config))
+        agree_on_code(group, user_files(config))
         device = choose_device(config.train.device, group, share=config.train.share_devices)
         exact = config.train.sum == "exact"
         choose_threads(config.train.threads, exact, group)
@@ -104,6 +119,9 @@ class Trainer:
             model = build_model(config).to(device)
             optimizer = build_optimizer(config, model)
             hook = load_hook(config)
+        with together(group, "opening the run directory"):
+            if self._directory is not None:
+                self._directory.begin()
         train = config.train
         settings = Settings(
             train.batch_size, train.unit_size, train.sum, train.seed, config.optimizer.clip_norm, config.comm.algorithm
@@ -168,8 +186,11 @@ class Trainer:
         for step in self.run.steps(self._total):
             self._set_learning_rate(step.index)
             for unit in step:
-                output = read_output(self._forward(unit))
-                step.backward(output.loss, output.weight, output.metrics)
+                try:
+                    output = read_output(self._forward(unit))
+                    step.backward(output.loss, output.weight, output.metrics)
+                except Exception as error:
+                    step.fail(error)  # one error for all members, rather than one from each
             self._progress.count(step)
             self._log(step)
             best = self._validation_is_due() and self._validate()
@@ -274,40 +295,14 @@ class Trainer:
             self._validate()
         self._write_checkpoint()
         test = self._evaluate(self._data.test)
-        seconds, progress = self._seconds(), self._progress
-        summary = {
-            "completed": True,
-            "steps": self.run.step,
-            "epochs": self.run.step / self.run.batching.steps_per_epoch,
-            "train_loss": progress.train_loss,
-            "val_loss": progress.validation.get("loss"),
-            "test_loss": None if test is None else test.loss,
-            "metrics": {
-                "val": {name: value for name, value in progress.validation.items() if name != "loss"},
-                "test": {} if test is None else test.metrics,
-            },
-            "weights_sha256": weights_sha256(self.run.model),
-            "ranks": self._group.size,
-            "samples": progress.samples,
-            "seconds": seconds,
-            "samples_per_second": progress.samples / seconds,
-        }
+        summary = summarise(self.run, self._progress, test, self._seconds())
         with together(self._group, "writing the summary"):
             if self.run.is_first:
                 path = self._run_dir / SUMMARY_NAME
                 with writing(path):
                     write_whole(path, json.dumps(finite(summary), indent=1) + "\n")
-                self._conclude(summary)
-
-    def _conclude(self, summary: dict[str, Any]) -> None:
-        losses = "  ".join(
-            f"{name} {summary[name]:.4f}"
-            for name in ("train_loss", "val_loss", "test_loss")
-            if summary[name] is not None
-        )
-        metrics = "".join(f"  test {name} {value:.4f}" for name, value in summary["metrics"]["test"].items())
-        self._report.say(f"complete: {summary['steps']} steps in {duration(summary['seconds'])}  {losses}{metrics}")
-        self._report.say(f"weights_sha256 {summary['weights_sha256']}")
+                for line in conclusion(summary):
+                    self._report.say(line)
 
     def _warn_about_numerics(self, then: dict[str, str]) -> None:
         now = numerics_class()

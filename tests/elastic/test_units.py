@@ -27,7 +27,8 @@ def test_units_of_a_step(samples: int, batch: int, unit: int, step: int) -> None
     spans = batching.units(step)
     assert [(span.step, span.index) for span in spans] == [(step, index) for index in range(len(spans))]
     assert all(1 <= span.count <= unit for span in spans)
-    assert all(span.count == unit for span in spans[:-1])
+    counts = {span.count for span in spans}
+    assert max(counts) - min(counts) <= 1
     last_of_epoch = (step + 1) % batching.steps_per_epoch == 0
     left = samples - (batching.steps_per_epoch - 1) * batch
     assert sum(span.count for span in spans) == (left if last_of_epoch else batch)
@@ -53,7 +54,7 @@ def test_merging_nothing_is_nothing() -> None:
 
 def test_a_unit_is_named_by_step_and_index() -> None:
     assert Batching(10, 4, 3).units(2) == [UnitSpan(2, 0, 0, 8, 2)]
-    assert Batching(10, 4, 3).units(3) == [UnitSpan(3, 0, 1, 0, 3), UnitSpan(3, 1, 1, 3, 1)]
+    assert Batching(10, 4, 3).units(3) == [UnitSpan(3, 0, 1, 0, 2), UnitSpan(3, 1, 1, 2, 2)]
 
 
 @pytest.mark.parametrize(("batch", "unit"), [(1, 1), (7, 1), (8, 1), (9, 2), (64, 8), (65, 9)])

@@ -254,3 +254,21 @@ def test_buffers_take_up_a_checkpoint(group: Group) -> None:
         resumed.optimizer.load_state_dict(optimizer)
         resumed.load_state(state)
         assert outcome(resumed, train(resumed, 4)) == went_on
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_a_changing_buffer_that_checkpoints_would_lose_is_refused(group: Group, dtype: torch.dtype) -> None:
+    class Forgetful(Regression):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("seen", torch.zeros(1, dtype=dtype), persistent=False)
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            self.seen += 1
+            return super().forward(x, y)
+
+    with (
+        closing(make_run(group, built(Forgetful), numbers(16), Settings(8, 2))) as run,
+        pytest.raises(ModelError, match=r"buffer 'seen' is changed by training .* persistent=True"),
+    ):
+        train(run, 1)

@@ -116,6 +116,7 @@ def test_error_bound_of_float32(count: int, seed: int, power: int, change: int) 
     total = make_sum(group, count)
     summed(total, make_units(count, seed + 1, scale=2.0**power), 1)
     total.commit()
+    total.reset()
     units = make_units(count, seed, scale=2.0 ** (power + change))
     weight = sum(w for _, w in units)
     add(total, units)
@@ -141,6 +142,7 @@ def test_error_bound_of_float64(count: int, seed: int, power: int) -> None:
     weight = sum(w for _, w in units)
     summed(total, units, 1)
     total.commit()
+    total.reset()
     add(total, units)
     assert total.agree()
     total.reduce()
@@ -158,6 +160,7 @@ def test_history_gives_46_bits_below_the_largest_term_of_eight_units(group: Grou
     mine = deal(units, group.size, group.rank)
     summed(total, mine, 1)
     total.commit()
+    total.reset()
     exponents = total.exponents()
     for index, name in enumerate(NAMES):
         largest = max(float((w * tensors[index].double()).abs().max()) for tensors, w in units)
@@ -223,6 +226,7 @@ def test_the_ends_of_double_precision(group: Group, magnitude: float) -> None:
         out = torch.empty(2, dtype=torch.float64)
         total.mean(0, 1, out)
         total.commit()
+        total.reset()
     if magnitude < 1e-315:  # finer than the finest exponent
         assert torch.equal(out, torch.zeros(2, dtype=torch.float64))
     else:
@@ -252,6 +256,7 @@ def test_exponents_depend_on_data_only(group: Group) -> None:
                 tensors[2].mul_(step % 2)  # zero every other step: no history from that
             summed(total, deal(units, ranks.size, ranks.rank), 1)
             total.commit()
+            total.reset()
             found.append(total.exponents())
         return found
 

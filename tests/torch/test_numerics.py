@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from training import make_run, numbers
 
 import hpcvol.torch.numerics as numerics
 from hpcvol.comm import Group
 from hpcvol.errors import ConfigError
 from hpcvol.torch.numerics import agree_on_code, describe_differences, main_files, numerics_class
+from hpcvol.torch.run import Settings
 
 
 def test_the_class_tells_threads_and_instruction_set() -> None:
@@ -72,3 +74,25 @@ def test_the_users_own_files_are_compared() -> None:
 
     assert not any("site-packages" in path.parts for path in main_files(torch.nn.Linear(1, 1)))
     assert Path(__file__).resolve() in main_files(Mine(1, 1))
+
+
+@pytest.mark.parametrize("group", [3], indirect=True, ids=["3ranks"])
+@pytest.mark.parametrize(
+    ("differs", "said"),
+    [
+        ("settings", r"the run is Settings\(.*clip_norm=None.* and Settings\(.*clip_norm=2\.0"),
+        ("learning rate", r"the optimizer is SGD .*0\.1.* on member 0 .* and SGD .*0\.2"),
+        (
+            "shape",
+            r"parameter weight is \[1, 6\] torch\.float32 on member 0 .* and \[1, 7\] torch\.float32 on member 2",
+        ),
+    ],
+)
+def test_members_that_set_up_different_runs_are_refused(group: Group, differs: str, said: str) -> None:
+    odd = group.rank == 2
+    model = torch.nn.Linear(7 if odd and differs == "shape" else 6, 1)
+    settings = Settings(8, 2, clip_norm=2.0 if odd and differs == "settings" else None)
+    rate = 0.2 if odd and differs == "learning rate" else 0.1
+    with pytest.raises(ConfigError, match=said) as caught:
+        make_run(group, model, numbers(16), settings, lambda parameters: torch.optim.SGD(parameters, rate))
+    assert caught.value.everywhere

@@ -62,3 +62,11 @@ def test_what_cannot_work_is_refused(arguments: dict[str, object], error: type[H
     good: dict[str, object] = {"data": [(torch.zeros(6), torch.zeros(1))] * 4, "batch_size": 4, "device": "cpu"}
     with pytest.raises(error, match=said):
         hpcvol.start(model, sgd(model.parameters()), **{**good, **arguments})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("kind", "needs"), [("LBFGS", "a closure"), ("SparseAdam", "sparse gradients")])
+def test_optimizers_that_a_step_cannot_drive_are_refused(kind: str, needs: str) -> None:
+    model = built(Regression)
+    optimizer = getattr(torch.optim, kind)(model.parameters())
+    with pytest.raises(ConfigError, match=f"the optimizer is {kind}, which needs {needs}"):
+        hpcvol.start(model, optimizer, data=torch.utils.data.TensorDataset(torch.zeros(4)), batch_size=2, device="cpu")

@@ -35,7 +35,6 @@ def test_what_cannot_be_is_refused() -> None:
     assert refusal(name="adanw").endswith("torch.optim has no such optimizer; did you mean AdamW?")
     assert refusal(name="zzz").endswith("torch.optim has no such optimizer")
     assert refusal(name="optimizer").startswith("optimizer.name = 'optimizer': torch.optim has no such optimizer")
-    assert "LBFGS computes the loss several times a step" in refusal(name="lbfgs")
     said = refusal(name="sgd", args={"rl": 1.0})
     assert said.startswith("optimizer.args: SGD says: ")
     assert "'rl'" in said

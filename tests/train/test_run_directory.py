@@ -7,8 +7,7 @@ import pytest
 from digits_project import Project
 
 from hpcvol.comm import Group
-from hpcvol.errors import ConfigError, HpcvolError
-from hpcvol.train import run_directory
+from hpcvol.errors import ConfigError, HpcvolError, MemberError
 
 
 def test_a_file_is_refused(group: Group, shared_project: Project) -> None:
@@ -75,8 +74,49 @@ def test_a_kill_while_starting_over_leaves_a_run(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", dying)
-        with pytest.raises(Killed):
-            run_directory.open_run_directory(project.folder / "run", project.config(), fresh=True)
+        with pytest.raises(MemberError, match="Killed"):
+            project.trainer("run", fresh=True)
     assert struck == ["summary.json", "metrics.jsonl", "config.toml"][: deleted + 1]
     assert project.train("run", fresh=True)
     assert project.summary("run")["completed"]
+
+
+def test_a_second_job_in_the_folder_is_refused(project: Project) -> None:
+    first = project.trainer("run")
+    with pytest.raises(ConfigError, match=r"another job is at work in --run-dir .*run: wait for its end"):
+        project.train("run")
+    assert first.fit()
+    assert project.train("run")  # complete; and free again
+
+
+def test_a_run_that_cannot_begin_gives_the_folder_back(project: Project) -> None:
+    with pytest.raises(ConfigError, match=r"there is no file"):
+        project.train("run", "model.build=nowhere.py:build")
+    assert project.train("run", fresh=True)
+
+
+def test_fresh_deletes_nothing_before_model_and_data_are_there(project: Project) -> None:
+    assert project.train("run")
+    before = project.summary("run")
+    with pytest.raises(ConfigError, match=r"there is no file"):
+        project.train("run", "model.build=nowhere.py:build", fresh=True)
+    assert project.summary("run") == before
+    assert project.steps("run")
+    assert project.train("run")  # still the run of its own configuration
+
+
+def test_a_project_that_moved_goes_on(project: Project) -> None:
+    assert project.train("run", "train.steps=3", "checkpoint.every_steps=1")
+    moved = Project(project.folder.parent / "elsewhere")
+    project.folder.rename(moved.folder)
+    assert moved.train("run", "train.steps=5")
+    assert moved.summary("run")["steps"] == 5
+
+
+def test_patience_may_change(project: Project) -> None:
+    """A learning rate of nothing makes no validation better than the first."""
+    still = ("optimizer.args={lr=0.0}", "train.validate_every_steps=1")
+    assert project.train("run", *still, "train.patience=1")
+    assert project.summary("run")["steps"] == 2
+    assert project.train("run", *still, "train.patience=3")
+    assert project.summary("run")["steps"] == 4
