@@ -12,7 +12,7 @@ import pytest
 from launched import RunProgram
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("hpcvol", "kernels", "examples")
+FOLDERS = ("hpcvol", "kernels", "examples", "jobscripts")
 
 # Building asks pip for setuptools, which may come over a network.
 pytestmark = pytest.mark.limit_seconds(240)
@@ -50,7 +50,8 @@ def test_the_wheel_holds_every_module_and_no_leftovers(wheel: Path) -> None:
         (f"hpcvol/{folder}" if folder != "hpcvol" else folder) + f"/{file.relative_to(ROOT / folder).as_posix()}"
         for folder in FOLDERS
         for file in (ROOT / folder).rglob("*")
-        if file.suffix == ".py" or (folder == "examples" and file.suffix == ".toml" and file.parent.name == "examples")
+        if file.suffix in (".py", ".sbatch")
+        or (folder == "examples" and file.suffix == ".toml" and file.parent.name == "examples")
     }
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert held == expected | {"hpcvol/py.typed"}

@@ -9,8 +9,18 @@ from hpcvol.comm import Group
 from hpcvol.errors import ConfigError
 
 
+def check_device(name: str) -> None:
+    """Refuse names of devices that there are not. Local.
+
+    Raises:
+        ConfigError: not "auto", "cpu" or "cuda".
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f'device = "{name}": expected "auto", "cpu" or "cuda"')
+
+
 def choose_device(name: str, group: Group, *, share: bool = False) -> torch.device:
-    """Return this member's device. Local members take one GPU each, in the order of their rank on the node.
+    """Return this member's device. Collective. Local members take one GPU each, in the order of their rank on the node.
 
     Args:
         name: "auto" (a GPU where every local member can have one, else the CPU), "cpu" or "cuda".
@@ -18,10 +28,8 @@ def choose_device(name: str, group: Group, *, share: bool = False) -> torch.devi
         share: allow more members than GPUs on a node; they take turns.
 
     Raises:
-        ConfigError: an unknown name, no GPU, or more members than GPUs.
+        ConfigError: no GPU, or more members than GPUs; the same on every member.
     """
-    if name not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f'train.device = "{name}": expected "auto", "cpu" or "cuda"')
     if name == "cpu":
         return torch.device("cpu")
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -35,8 +43,8 @@ def choose_device(name: str, group: Group, *, share: bool = False) -> torch.devi
         _, gpus, members = found[lacking]
         have = f"{gpus} GPUs for {members} members" if gpus else "no GPU that torch can use"
         raise ConfigError(
-            f'train.device = "cuda": {group.hosts[lacking]} has {have}; start fewer members a node, set '
-            'train.share_devices = true to let members share a GPU, or train.device = "cpu"',
+            f'device = "cuda": {group.hosts[lacking]} has {have}; start fewer members a node, set share_devices = true '
+            'to let members share a GPU, or device = "cpu"',
             everywhere=True,
         )
     device = torch.device("cuda", group.node.rank % gpus)
@@ -58,7 +66,7 @@ def choose_threads(threads: int | str, exact: bool, group: Group) -> int:
     elif isinstance(threads, int) and threads > 0:
         count = threads
     else:
-        raise ConfigError(f'train.threads = {threads!r}: expected "auto" or a positive integer')
+        raise ConfigError(f'threads = {threads!r}: expected "auto" or a positive integer')
     torch.set_num_threads(count)
     return count
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from hpcvol.collectives import Algorithm
-from hpcvol.comm import Group
+from hpcvol.comm import Group, together
 from hpcvol.elastic.bag import deal
 from hpcvol.elastic.units import Batching, UnitSpan, merge
 from hpcvol.errors import CheckpointError, ConfigError, ModelError
@@ -52,7 +52,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.sum not in ("exact", "float"):
-            raise ConfigError(f'train.sum = "{self.sum}": expected "exact" or "float"')
+            raise ConfigError(f'sum = "{self.sum}": expected "exact" or "float"')
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed = {self.seed}: expected a number from 0 to 2^63 - 1")
 
 
 class Run:
@@ -90,9 +92,9 @@ class Run:
         self.strategy = AllReduce(group, settings.algorithm)
         self._parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self._frozen = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
-        if not self._parameters:
-            raise ModelError("the model has no parameter that requires a gradient: nothing to train", everywhere=True)
-        _check_optimizer(model, optimizer)
+        with together(group, "starting the run"):
+            _check_parameters(model)
+            _check_optimizer(model, optimizer)
         agree_on(group, self._facts(len(samples)), "make the same model, optimizer and run on every member")
         self._exact: ExactSum | None = None
         self.gradients = self._make_gradients()
@@ -271,6 +273,18 @@ class Run:
             )
 
 
+def _check_parameters(model: torch.nn.Module) -> None:
+    """Refuse a model that has nothing to train, or parameters that no sum can carry."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ModelError("the model has no parameter that requires a gradient: nothing to train")
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not parameter.dtype.is_floating_point:
+            raise ModelError(
+                f"parameter {name!r} is {parameter.dtype}: gradients are summed as real numbers; keep its real and "
+                "imaginary parts (torch.view_as_real)"
+            )
+
+
 def _check_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Refuse an optimizer that the step cannot drive, or one of parameters that no sum covers."""
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")
@@ -278,8 +292,7 @@ def _check_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -
     if wants_closure or isinstance(optimizer, torch.optim.SparseAdam):
         needs = "a closure" if wants_closure else "sparse gradients"
         raise ConfigError(
-            f"the optimizer is {type(optimizer).__name__}, which needs {needs}, and a step has none: choose another",
-            everywhere=True,
+            f"the optimizer is {type(optimizer).__name__}, which needs {needs}, and a step has none: choose another"
         )
     of_model = {id(parameter) for parameter in model.parameters()}
     for parameters in optimizer.param_groups:

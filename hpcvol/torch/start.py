@@ -9,7 +9,7 @@ from hpcvol.comm import start as start_mpi
 from hpcvol.comm import together
 from hpcvol.data import Dataset, Split
 from hpcvol.elastic.units import default_unit_size
-from hpcvol.torch.device import choose_device, choose_threads, make_deterministic
+from hpcvol.torch.device import check_device, choose_device, choose_threads, make_deterministic
 from hpcvol.torch.numerics import agree_on_code, main_files
 from hpcvol.torch.run import Run, Settings
 from hpcvol.torch.samples import MapSamples, Samples, ShardSamples, Transform
@@ -26,6 +26,7 @@ def start(
     seed: int = 0,
     clip_norm: float | None = None,
     device: str = "auto",
+    share_devices: bool = False,
     threads: int | str = "auto",
 ) -> Run:
     """Start MPI and make a run of `model` on all members. Collective.
@@ -38,12 +39,14 @@ def start(
         optimizer: of the model's parameters.
         data: a dataset folder (its split `train` is used), a split of an open dataset, or a map-style torch dataset.
         batch_size: samples a step, over all members together.
-        unit_size: samples a unit, the portion a worker computes at a time; an eighth of the batch by default. It does
-            not depend on the number of members, because the weights must not.
+        unit_size: samples a unit, the portion a worker computes at a time (under the float sum it computes all of its
+            units in one pass); an eighth of the batch by default. It does not depend on the number of members, because
+            the weights must not.
         sum: "exact": the same weights to the bit at any number of members; "float": faster, without that promise.
         seed: decides sample order and the random numbers of each unit.
         clip_norm: largest 2-norm of the gradient; None does not clip.
         device: "auto", "cpu" or "cuda".
+        share_devices: allow more members than GPUs on a node.
         threads: CPU threads a member; "auto" is 1 under the exact sum and the node's cores shared out otherwise.
 
     Raises:
@@ -61,9 +64,10 @@ def start(
             batch_size, default_unit_size(batch_size) if unit_size is None else unit_size, sum, seed, clip_norm
         )
         samples = open_samples(data)
+        check_device(device)
+        choose_threads(threads, settings.sum == "exact", group)
     agree_on_code(group, main_files(model))
-    where = choose_device(device, group)
-    choose_threads(threads, settings.sum == "exact", group)
+    where = choose_device(device, group, share=share_devices)
     if settings.sum == "exact":
         make_deterministic(where)
     return Run(model.to(where), optimizer, samples, settings, group, where)

@@ -130,8 +130,9 @@ class TrainConfig(_Section):
     unit_size: PositiveInt = Field(
         default_factory=_default_unit_size,
         description="Samples a unit, the portion of a batch that one worker computes at a time: its activations "
-        "have to fit in memory. By default an eighth of `batch_size`, rounded up. It does not depend on the number of "
-        "ranks, because the weights must not; so at most `batch_size / unit_size` workers have something to do.",
+        "have to fit in memory (under the float sum those of all of a worker's units, which are computed in one pass). "
+        "By default an eighth of `batch_size`, rounded up. It does not depend on the number of ranks, because the "
+        "weights must not; so at most `batch_size / unit_size` workers have something to do.",
     )
     sum: Literal["exact", "float"] = Field(
         default="exact",
@@ -141,7 +142,9 @@ class TrainConfig(_Section):
     precision: Literal["float32", "bf16"] = Field(
         default="float32", description="`bf16` runs the forward pass under autocast; weights stay float32."
     )
-    seed: NonNegativeInt = Field(default=0, description="Decides initial weights, sample order and random numbers.")
+    seed: NonNegativeInt = Field(
+        default=0, lt=2**63, description="Decides initial weights, sample order and random numbers."
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="`auto` takes a GPU where every member has one of its own, else the CPU."
     )
@@ -196,7 +199,7 @@ class CommConfig(_Section):
 
     algorithm: Literal["auto", "ring", "library"] = Field(
         default="auto",
-        description="All-reduce: `ring` is hpcvol's own, `library` the MPI library's; `auto` chooses by size.",
+        description="All-reduce: `ring` is hpcvol's own, `library` the MPI library's; `auto` is the library's today.",
     )
 
 

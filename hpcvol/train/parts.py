@@ -114,11 +114,14 @@ def _open_folder(data: DataConfig, transform: Callable[..., Any] | None) -> Data
             f"data.train_split = {data.train_split!r}: {data.path} has the splits {', '.join(dataset.splits)}"
         )
 
-    def held_out(split: str) -> Samples | None:
+    def held_out(key: str) -> Samples | None:
+        split: str = getattr(data, key)
+        if split not in dataset.splits and key in data.model_fields_set:
+            raise ConfigError(f"data.{key} = {split!r}: {data.path} has the splits {', '.join(dataset.splits)}")
         return open_samples(dataset.split(split)) if dataset.splits.get(split) else None
 
     train = open_samples(dataset.split(data.train_split), transform=transform)
-    return Data(train, held_out(data.val_split), held_out(data.test_split), dataset.id)
+    return Data(train, held_out("val_split"), held_out("test_split"), dataset.id)
 
 
 def _optional(dataset: Any) -> Samples | None:
@@ -129,4 +132,5 @@ def _optional(dataset: Any) -> Samples | None:
 
 
 def _exists(path: Path) -> bool:
-    return path.is_file() or (path.is_dir() and any(path.iterdir()))
+    """Whether there is something at `path`; hidden folders are what a killed build left, which a new one clears."""
+    return path.is_file() or (path.is_dir() and any(not file.name.startswith(".") for file in path.iterdir()))

@@ -57,6 +57,7 @@ class Trainer:
     def __init__(self, config: Config, run_dir: str | Path, *, fresh: bool = False, group: Group | None = None) -> None:
         self._config = config
         self._run_dir = Path(run_dir)
+        self._fresh = fresh
         self._progress = Progress()
         self._group = start_mpi() if group is None else group
         first = self._group.rank == 0
@@ -119,26 +120,38 @@ class Trainer:
             model = build_model(config).to(device)
             optimizer = build_optimizer(config, model)
             hook = load_hook(config)
-        with together(group, "opening the run directory"):
-            if self._directory is not None:
-                self._directory.begin()
         train = config.train
         settings = Settings(
             train.batch_size, train.unit_size, train.sum, train.seed, config.optimizer.clip_norm, config.comm.algorithm
         )
         self.run = Run(model, optimizer, self._data.train, settings, group, device)
+        if train.patience is not None and self._data.val is None:
+            raise ConfigError(
+                f"train.patience = {train.patience} stops by the validation loss, and there are no samples to validate "
+                f"with: give the data a split {config.data.val_split!r}, or leave patience out",
+                everywhere=True,
+            )
         self._total = train.steps or (train.epochs or 1) * self.run.batching.steps_per_epoch
         self._factor = learning_rate_factor(config.optimizer, self._total)
         self._base_rates = [parameters["lr"] for parameters in optimizer.param_groups]
         self._checkpoints = Checkpoints(self._run_dir / CHECKPOINTS_NAME, config.checkpoint.keep)
         columns = environment.variable("HPCVOL_TERMINAL")
         self._report = Report(self._run_dir / METRICS_NAME, hook, int(columns) if columns else None)
-        self._resume()
+        # Until here nothing in the folder has changed: whatever is refused leaves a former run as it was.
+        resumed = None if self._fresh else self._resume()
+        with together(group, "opening the run directory"):
+            if self._directory is not None:
+                self._directory.begin()
+        self._resumed_samples = self._progress.samples
+        if self.run.is_first:
+            self._report.forget_after(self.run.step)
+            self._introduce(resumed)
 
-    def _resume(self) -> None:
+    def _resume(self) -> Path | None:
+        """Go on from the newest checkpoint that is whole; return which, None where there is none. Collective."""
         with together(self._group, "looking for a checkpoint"):
-            newest = self._checkpoints.newest() if self.run.is_first else None
-        newest = self._group.broadcast_object(newest)
+            found = self._checkpoints.newest() if self.run.is_first else None
+        newest: Path | None = self._group.broadcast_object(found)
         if newest is not None:
             with together(self._group, f"loading {newest}"):
                 state = checkpoint.load(newest, self.run.model, self.run.optimizer)
@@ -154,10 +167,7 @@ class Trainer:
                     # It may have been killed between writing the checkpoint and pointing to it.
                     self._checkpoints.make_best(newest)
             self._check_length(newest)
-        self._resumed_samples = self._progress.samples
-        if self.run.is_first:
-            self._report.forget_after(self.run.step)
-            self._introduce(newest)
+        return newest
 
     def _check_length(self, newest: Path) -> None:
         if self.run.step > self._total:
@@ -172,8 +182,8 @@ class Trainer:
         parameters = sum(parameter.numel() for parameter in run.model.parameters())
         self._report.say(
             f"{run.describe_batch()}; {len(self._data.train)} samples, {steps_per_epoch} steps an epoch, "
-            f"{self._total} steps; {parameters} parameters on {run.device}, {torch.get_num_threads()} threads a "
-            f"member, {run.settings.sum} sum"
+            f"{self._total} steps; {parameters} parameters on {run.device}, {torch.get_num_threads()} CPU threads "
+            f"a member, {run.settings.sum} sum"
         )
         if resumed is not None:
             self._report.say(f"going on from {resumed} at step {run.step}")

@@ -11,12 +11,17 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hpcvol.comm import Group
+from hpcvol.torch.device import make_deterministic
 from hpcvol.torch.outputs import read_output
 from hpcvol.torch.run import Run, Settings
 from hpcvol.torch.samples import Samples
 from hpcvol.torch.step import Step
 
 Optimizer = Callable[[Any], torch.optim.Optimizer]
+
+
+# All ranks of a test share the GPU where there is one.
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Rows(Samples):
@@ -98,8 +103,10 @@ def adamw(parameters: Any) -> torch.optim.Optimizer:
 
 
 def make_run(group: Group, model: nn.Module, samples: Samples, settings: Settings, optimizer: Optimizer = adamw) -> Run:
-    """Return a run of `model` on the CPUs of `group`. Collective."""
-    return Run(model, optimizer(model.parameters()), samples, settings, group, torch.device("cpu"))
+    """Return a run of `model` on the members' device. Collective."""
+    make_deterministic(DEVICE)
+    model.to(DEVICE)
+    return Run(model, optimizer(model.parameters()), samples, settings, group, DEVICE)
 
 
 def train(run: Run, until: int) -> list[Step]:
@@ -126,7 +133,9 @@ def alone(group: Group) -> Iterator[Group]:
 def digest(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     """Return a digest of the bits of every tensor."""
     return {
-        name: hashlib.sha256(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+        name: hashlib.sha256(
+            tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        ).hexdigest()
         for name, tensor in tensors.items()
     }
 

@@ -181,3 +181,15 @@ def test_a_gradient_that_is_not_finite_stops_the_float_sum_too(group: Group) -> 
         assert len(set(group.gather_objects(str(caught.value)))) == 1
         if run.step == 0:
             assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["exact", "float"])
+def test_complex_parameters_are_refused(group: Group, kind: str) -> None:
+    class Complex(Regression):
+        def __init__(self) -> None:
+            super().__init__()
+            self.turn = nn.Parameter(torch.ones(1, dtype=torch.complex64))
+
+    with pytest.raises(ModelError, match=r"parameter 'turn' is torch\.complex64: .*torch\.view_as_real") as caught:
+        make_run(group, built(Complex), numbers(16), Settings(8, 2, sum=kind))
+    assert caught.value.everywhere

@@ -53,7 +53,7 @@ def test_a_folder_a_split_and_a_torch_dataset_are_the_same_samples(tmp_path: Pat
         ({"unit_size": 0}, ConfigError, "unit_size = 0"),
         ({"sum": "exakt"}, ConfigError, "exakt"),
         ({"device": "tpu"}, ConfigError, "tpu"),
-        ({"threads": 0}, ConfigError, r"train\.threads = 0"),
+        ({"threads": 0}, ConfigError, r"threads = 0"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )

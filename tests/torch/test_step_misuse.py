@@ -166,7 +166,7 @@ def test_a_batch_in_words(group: Group) -> None:
 def test_no_samples_and_unknown_sums_are_refused(group: Group) -> None:
     with pytest.raises(ConfigError, match="0 samples"):
         make_run(group, built(Regression), Rows(x=torch.empty(0, 6)), Settings(8, 2))
-    with pytest.raises(ConfigError, match=r'train\.sum = "exakt"'):
+    with pytest.raises(ConfigError, match=r'sum = "exakt"'):
         Settings(8, 2, sum="exakt")
 
 

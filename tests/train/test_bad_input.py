@@ -85,7 +85,7 @@ CASES: dict[str, tuple[list[str], type[HpcvolError], str]] = {
     "no transform": (["data.transform=user.py:nothing"], ConfigError, r"there is no function nothing"),
     "no hook": (["train.on_metrics=user.py:nothing"], ConfigError, r"there is no function nothing"),
     "no weights": (["model.weights=nowhere.safetensors"], HpcvolError, r"no weights at .*nowhere\.safetensors"),
-    "no GPU": (["train.device=cuda"], ConfigError, r'train\.device = "cuda": .* no GPU that torch can use; .*"cpu"'),
+    "no GPU": (["train.device=cuda"], ConfigError, r'device = "cuda": .* no GPU that torch can use; .*"cpu"'),
     "nan": (
         ["model.build=user.py:gives", "model.args={what='nan'}"],
         ModelError,

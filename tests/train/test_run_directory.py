@@ -120,3 +120,39 @@ def test_patience_may_change(project: Project) -> None:
     assert project.summary("run")["steps"] == 2
     assert project.train("run", *still, "train.patience=3")
     assert project.summary("run")["steps"] == 4
+
+
+@pytest.mark.parametrize("override", ["optimizer.name=lbfgs", "data.path=nowhere", "model.args.width=wide"])
+def test_what_is_refused_leaves_a_complete_run_as_it_was(project: Project, override: str) -> None:
+    assert project.train("run")
+    before = project.summary("run"), project.steps("run"), project.metrics("run")
+    with pytest.raises(HpcvolError):
+        project.train("run", override, fresh=True)
+    assert (project.summary("run"), project.steps("run"), project.metrics("run")) == before
+
+
+def test_fewer_steps_than_made_leave_a_complete_run_as_it_was(project: Project) -> None:
+    assert project.train("run")
+    before = project.summary("run")
+    with pytest.raises(ConfigError, match="is past the 2 steps"):
+        project.train("run", "train.steps=2")
+    assert project.summary("run") == before
+    assert project.train("run")
+    assert project.summary("run") == before
+
+
+def test_a_source_is_built_where_a_killed_build_left_its_parts(project: Project) -> None:
+    (project.folder / "data" / ".building" / "abc" / "part-0").mkdir(parents=True)
+    source = "data.source={kind='python', paths=['digits.py:samples'], split={train=0.9, val=0.1}}"
+    assert project.train("run", f"data.path={project.folder / 'data'}", source)
+
+
+def test_a_held_out_split_that_is_asked_for_must_exist(project: Project) -> None:
+    with pytest.raises(ConfigError, match=r"data\.val_split = 'vall': .* has the splits train, val, test"):
+        project.train("run", "data.val_split=vall")
+
+
+def test_patience_takes_validation(project: Project) -> None:
+    project.write("mine.py", "def data(split): return [{'x': [0.0] * 64, 'y': 1}] * 16 if split == 'train' else None\n")
+    with pytest.raises(ConfigError, match=r"train\.patience = 2 stops by the validation loss"):
+        project.train("run", "data.path=mine.py:data", "train.patience=2")

@@ -1,0 +1,1 @@
+"""Job scripts that a user submits as they are."""
