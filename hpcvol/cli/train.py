@@ -16,6 +16,7 @@ from hpcvol.comm.launcher import under_launcher
 from hpcvol.errors import ConfigError
 from hpcvol.train.completion import Completion
 from hpcvol.train.config import Config, load_config
+from hpcvol.train.stopping import StopRequest
 
 EXIT_STOPPED = 130
 # Set for ranks that were started here: whoever started them knows by the summary whether the run is complete.
@@ -60,9 +61,10 @@ def _options(overrides: list[str], run_dir: Path, fresh: bool) -> list[str]:
 
 def _take_place(config: Config, run_dir: Path, fresh: bool) -> None:
     """Train as one rank of several. Collective."""
-    from hpcvol.train.trainer import Trainer
+    with StopRequest() as stop:  # from here on, as loading torch takes seconds in which somebody may want to stop
+        from hpcvol.train.trainer import Trainer
 
-    complete = Trainer(config, run_dir, fresh=fresh).fit()
+        complete = Trainer(config, run_dir, fresh=fresh, stop=stop).fit()
     if not complete and environment.variable(LAUNCHED) is None:
         raise typer.Exit(EXIT_STOPPED)
 

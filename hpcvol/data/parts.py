@@ -17,8 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from hpcvol.data.durable import sync, write_text
 from hpcvol.data.manifest import FILE_NAME, Field, Manifest, Shard, fields_from_json, fields_to_json, read_manifest
+from hpcvol.durable import sync, write_text
 from hpcvol.errors import DataError
 
 _STAGING = ".building"

@@ -9,8 +9,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from hpcvol.data.durable import publish
 from hpcvol.data.manifest import BLOCK_NBYTES, Field, Shard, offsets_name
+from hpcvol.durable import publish
 
 Array = NDArray[Any]
 Chunk = Mapping[str, Array | Sequence[Array]]  # some samples: [k, *shape] a field, or k arrays of a ragged one

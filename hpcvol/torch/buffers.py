@@ -30,7 +30,7 @@ class Buffers:
     """
 
     def __init__(self, model: torch.nn.Module, units_per_step: int, strategy: AllReduce, device: torch.device) -> None:
-        self._model = model
+        self._modules = list(model.named_modules())
         self._strategy = strategy
         self._committed: dict[str, torch.Tensor] = {}
         self.take_current()
@@ -45,7 +45,7 @@ class Buffers:
 
     def take_current(self) -> None:
         """Make the model's present buffers the committed ones: at the start, and after a checkpoint was loaded."""
-        self._committed = {name: buffer.detach().clone() for name, buffer in self._model.named_buffers()}
+        self._committed = {name: buffer.detach().clone() for name, buffer in self._named().items()}
 
     def reset(self) -> None:
         """Forget all units of the step."""
@@ -139,7 +139,7 @@ class Buffers:
         raise IndexError(position)
 
     def _current(self) -> dict[str, torch.Tensor]:
-        current = dict(self._model.named_buffers())
+        current = self._named()
         for name, buffer in current.items():
             before = self._committed.get(name)
             if before is None:
@@ -154,6 +154,17 @@ class Buffers:
         if missing:
             raise self._refusal(min(missing), "vanished")
         return current
+
+    def _named(self) -> dict[str, torch.Tensor]:
+        """Return what `named_buffers` does, over modules listed once: listing them costs as much as a small unit."""
+        named: dict[str, torch.Tensor] = {}
+        seen: set[int] = set()
+        for prefix, module in self._modules:
+            for name, buffer in module._buffers.items():
+                if buffer is not None and id(buffer) not in seen:
+                    seen.add(id(buffer))
+                    named[f"{prefix}.{name}" if prefix else name] = buffer
+        return named
 
     def _check_kept(self, name: str) -> None:
         if name not in self._kept:

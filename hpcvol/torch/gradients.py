@@ -46,8 +46,7 @@ class ExactGradients:
     """Gradients summed in fixed point, one term a parameter.
 
     Memory a parameter of 4 bytes: 8 for the sum, 4 for the gradient of the unit at hand, which is freed before the mean
-        takes
-    its place.
+    takes its place.
 
     Args:
         parameters: names and parameters that require a gradient, in an order that is the same on every member.

@@ -1,10 +1,9 @@
 """The probe: at start every worker computes one unit twice, with another unit between, and all compare digests.
 
 Two different digests on one member: the model is impure (state that outlives a unit, random numbers of a generator that
-    is not
-seeded by unit, an algorithm that is not deterministic). Different digests on two members: they belong to different
-numerics classes. Either would make the exact sum's promise empty, so the run stops and names the first tensor that
-differs.
+is not seeded by unit, an algorithm that is not deterministic). Different digests on two members: they belong to
+different numerics classes. Either would make the exact sum's promise empty, so the run stops and names the first tensor
+that differs.
 """
 
 import hashlib

@@ -22,7 +22,7 @@ from hpcvol.torch.float_sum import FloatGradients
 from hpcvol.torch.gradients import ExactGradients, Gradients, clip, gradient_norm, parameter_terms
 from hpcvol.torch.loader import Loader, Unit
 from hpcvol.torch.numerics import agree_on
-from hpcvol.torch.samples import Samples
+from hpcvol.torch.samples import Samples, open_samples
 from hpcvol.torch.seeding import BETWEEN_STEPS, seed_generators
 from hpcvol.torch.staging import broadcast_tensor
 from hpcvol.torch.step import Step, not_finite
@@ -96,6 +96,8 @@ class Run:
             _check_parameters(model)
             _check_optimizer(model, optimizer)
         agree_on(group, self._facts(len(samples)), "make the same model, optimizer and run on every member")
+        self._applying = False
+        self._guard = optimizer.register_step_pre_hook(self._refuse_step)
         self._exact: ExactSum | None = None
         self.gradients = self._make_gradients()
         self.buffers = Buffers(model, self.batching.units_per_step, self.strategy, device)
@@ -138,17 +140,20 @@ class Run:
                     "after `continue`"
                 )
 
-    def evaluate(self, function: Callable[[Unit], Any], samples: Samples) -> Evaluation:
+    def evaluate(self, function: Callable[[Unit], Any], data: Any, split: str = "val") -> Evaluation:
         """Average `function(unit)` over samples, each once, shared out over the workers. Collective.
 
         Args:
             function: returns a unit's mean loss, or a mapping with `loss`, optionally `weight`, and metrics. The model
                 is in evaluation mode and no gradients are kept.
-            samples: what to evaluate on; read in stored order.
+            data: what to evaluate on, as for `hpcvol.start`; read in stored order.
+            split: the split, where `data` is a folder.
 
         Returns:
             The means; the same bits on every member and at any number of members.
         """
+        with together(self.group, "opening the data"):
+            samples = open_samples(data, split)
         return evaluate(self, function, samples)
 
     def deal(self, spans: list[UnitSpan]) -> list[UnitSpan]:
@@ -175,7 +180,9 @@ class Run:
             self._check_gradients(step)
             if self.settings.clip_norm is not None:
                 clip(parameters, step.gradient_norm, self.settings.clip_norm)
+            self._applying = True
             self.optimizer.step()
+            self._applying = False
         else:
             self.buffers.prepare()
         self.gradients.commit()
@@ -216,8 +223,9 @@ class Run:
         self.buffers.take_current()
 
     def close(self) -> None:
-        """End the prefetch thread."""
+        """End the prefetch thread, and let the optimizer go."""
         self.loader.close()
+        self._guard.remove()
 
     def _facts(self, num_samples: int) -> dict[str, str]:
         """Return what decides the weights besides code and data: it has to be the same on every member."""
@@ -235,6 +243,13 @@ class Run:
             },
             **{f"buffer {name}": f"{list(b.shape)} {b.dtype}" for name, b in self.model.named_buffers()},
         }
+
+    def _refuse_step(self, *_: Any) -> None:
+        if not self._applying:
+            raise ModelError(
+                "optimizer.step() was called by the loop: a step of the run applies the optimizer itself, with the "
+                "gradients of all members; take the call out"
+            )
 
     def _make_gradients(self) -> Gradients:
         parameters = [parameter for _, parameter in self._parameters]

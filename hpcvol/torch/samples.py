@@ -1,20 +1,22 @@
 """Where a unit's samples come from, as a batch of torch tensors."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import default_collate
 
-from hpcvol.data import Split
+from hpcvol.data import Dataset, Split
 from hpcvol.errors import DataError
 
 Batch = dict[str, Any]
 Transform = Callable[[Batch, np.random.Generator], Mapping[str, Any]]
 
 
+@runtime_checkable
 class Samples(Protocol):
     """A finite set of samples that can be fetched by index."""
 
@@ -110,3 +112,18 @@ def _transformed(batch: Batch, transform: Transform | None, generator: np.random
 def _aligned(array: NDArray[Any]) -> torch.Tensor:
     """Copy a NumPy result, whatever its strides (a flipped picture has negative ones), to aligned memory of torch."""
     return torch.tensor(array.copy())
+
+
+def open_samples(data: Any, split: str = "train", transform: Transform | None = None) -> Samples:
+    """Return samples of a dataset folder's split, of an open split, or of a map-style torch dataset. Local.
+
+    Args:
+        data: a folder, a `Split`, a map-style dataset, or samples, which come back as they are.
+        split: the split of a folder.
+        transform: see `ShardSamples`.
+    """
+    if isinstance(data, Samples):
+        return data
+    if isinstance(data, (str, Path)):
+        data = Dataset.open(data).split(split)
+    return ShardSamples(data, transform) if isinstance(data, Split) else MapSamples(data, transform)

@@ -7,12 +7,12 @@ import torch
 
 from hpcvol.comm import start as start_mpi
 from hpcvol.comm import together
-from hpcvol.data import Dataset, Split
+from hpcvol.data import Split
 from hpcvol.elastic.units import default_unit_size
 from hpcvol.torch.device import check_device, choose_device, choose_threads, make_deterministic
 from hpcvol.torch.numerics import agree_on_code, main_files
 from hpcvol.torch.run import Run, Settings
-from hpcvol.torch.samples import MapSamples, Samples, ShardSamples, Transform
+from hpcvol.torch.samples import open_samples
 
 
 def start(
@@ -71,10 +71,3 @@ def start(
     if settings.sum == "exact":
         make_deterministic(where)
     return Run(model.to(where), optimizer, samples, settings, group, where)
-
-
-def open_samples(data: str | Path | Split | Any, split: str = "train", transform: Transform | None = None) -> Samples:
-    """Return samples of a dataset folder's split, of an open split, or of a map-style torch dataset. Local."""
-    if isinstance(data, (str, Path)):
-        data = Dataset.open(data).split(split)
-    return ShardSamples(data, transform) if isinstance(data, Split) else MapSamples(data, transform)

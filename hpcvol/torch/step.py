@@ -35,9 +35,8 @@ class Step:
     """A step of a run. Iterate over it once; give each unit's loss to `backward`.
 
     When the iteration ends the step is over: its units were summed over all workers and the optimizer was applied, the
-        same on
-    every member. A unit may come more than once: the probe of a run's first step computes two units that do not count,
-    and a step whose gradients outgrew the range of their sum is computed again.
+    same on every member. A unit may come more than once: the probe of a run's first step computes three units that do
+    not count, and a step whose gradients left the range of their sum is computed again.
 
     Attributes:
         index: the step's number, from 0.
@@ -173,8 +172,8 @@ class Step:
             if record.weight and not math.isfinite(record.loss):
                 raise ModelError(
                     f"step {self.index}: the loss of unit {index}, computed by member {record.member}, is "
-                    f"{record.loss}; lower the learning rate, or look at that unit's samples; training stops, the "
-                    "last checkpoint is good",
+                    f"{record.loss}; lower the learning rate, or look at that unit's samples; checkpoints "
+                    "written before are good",
                     everywhere=True,
                 )
 

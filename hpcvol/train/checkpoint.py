@@ -19,8 +19,9 @@ import safetensors.torch
 import torch
 import xxhash
 
+from hpcvol.durable import sync
 from hpcvol.errors import CheckpointError
-from hpcvol.train.files import sync, write_whole
+from hpcvol.train.files import write_whole
 
 logger = logging.getLogger("hpcvol")
 

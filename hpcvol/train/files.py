@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hpcvol.durable import write_text
 from hpcvol.errors import HpcvolError
 
 
@@ -30,14 +31,9 @@ def write_whole(path: Path, text: str) -> None:
     """Replace `path` by a file that holds `text`: written aside, synced, renamed. Local."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+        write_text(path, text, aside)
     finally:
         aside.unlink(missing_ok=True)
-    sync(path.parent)
 
 
 def finite(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,12 +46,3 @@ def finite(values: Mapping[str, Any]) -> dict[str, Any]:
         else value
         for key, value in values.items()
     }
-
-
-def sync(path: Path) -> None:
-    """Wait until `path`, a file or a folder, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,9 +12,8 @@ from hpcvol.callables import load_callable
 from hpcvol.comm import Group, together
 from hpcvol.data import Dataset, build_dataset
 from hpcvol.errors import ConfigError, ModelError
-from hpcvol.torch.samples import Samples
+from hpcvol.torch.samples import Samples, open_samples
 from hpcvol.torch.seeding import seed_generators
-from hpcvol.torch.start import open_samples
 from hpcvol.train.checkpoint import load_weights
 from hpcvol.train.config import Config, DataConfig, is_reference
 from hpcvol.train.optimizers import make_optimizer
@@ -22,12 +21,12 @@ from hpcvol.train.optimizers import make_optimizer
 
 @dataclass(frozen=True)
 class Data:
-    """Samples to train on, to validate with and to test with; `id` names the content where that is known."""
+    """Samples to train on, to validate with and to test with; `id` tells other content, as far as that can be known."""
 
     train: Samples
     val: Samples | None
     test: Samples | None
-    id: str | None
+    id: str
 
 
 def open_data(config: Config, group: Group) -> Data:
@@ -49,7 +48,8 @@ def open_data(config: Config, group: Group) -> Data:
         if is_reference(data.path):
             give = load_callable(data.path, config.folder)
             val, test = (_optional(give(split)) for split in (data.val_split, data.test_split))
-            return Data(open_samples(give(data.train_split), transform=transform), val, test, None)
+            train = open_samples(give(data.train_split), transform=transform)
+            return Data(train, val, test, f"{len(train)} samples of {data.path.rpartition(':')[2]}")
         return _open_folder(data, transform)
     raise AssertionError("together() raises where its body did not return")
 
@@ -116,7 +116,7 @@ def _open_folder(data: DataConfig, transform: Callable[..., Any] | None) -> Data
 
     def held_out(key: str) -> Samples | None:
         split: str = getattr(data, key)
-        if split not in dataset.splits and key in data.model_fields_set:
+        if split not in dataset.splits and split != DataConfig.model_fields[key].default:
             raise ConfigError(f"data.{key} = {split!r}: {data.path} has the splits {', '.join(dataset.splits)}")
         return open_samples(dataset.split(split)) if dataset.splits.get(split) else None
 

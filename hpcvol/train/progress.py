@@ -20,6 +20,7 @@ class Progress:
         best_loss: lowest validation loss, None before the first validation.
         validations_without_improvement: since then.
         validation: loss and metrics of the last validation.
+        validated_step: the step after which that was, None before the first.
     """
 
     samples: int = 0
@@ -30,6 +31,7 @@ class Progress:
     best_loss: float | None = None
     validations_without_improvement: int = 0
     validation: dict[str, Any] = field(default_factory=dict)
+    validated_step: int | None = None
 
     @property
     def train_loss(self) -> float | None:
@@ -45,8 +47,9 @@ class Progress:
             self.loss_total += step.loss * step.weight
             self.weight_total += step.weight
 
-    def validated(self, result: Evaluation) -> bool:
-        """Take in a validation; return whether it is the best so far."""
+    def validated(self, step: int, result: Evaluation) -> bool:
+        """Take in a validation after step `step`; return whether it is the best so far."""
+        self.validated_step = step
         self.validation = {"loss": result.loss, **result.metrics}
         if self.best_loss is None or result.loss < self.best_loss:
             self.best_loss, self.validations_without_improvement = result.loss, 0

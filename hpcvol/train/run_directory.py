@@ -96,7 +96,12 @@ class RunDirectory:
             pass
 
     def _check_agreement(self) -> bool:
-        """Compare the configuration with that of the run; return whether the run is to take longer or shorter now."""
+        """Compare the configuration with that of the run; return whether the run is to take longer or shorter now.
+
+        A run without a checkpoint has nothing to lose: another configuration may have its folder.
+        """
+        if not any((self.path / CHECKPOINTS_NAME).glob("step-*")):
+            return False
         free = _FREE + _LENGTH if self._config.optimizer.schedule == "constant" else (*_FREE, "train.patience")
         all_changed = differences(load_config(self._known), self._config)
         changed = [line for line in all_changed if not line.startswith(free)]

@@ -49,15 +49,25 @@ class Trainer:
         run_dir: the run's folder, on a file system that all members share.
         fresh: start over where there is a run already.
         group: the ranks that train together; all ranks by default.
+        stop: tells that the run was asked to stop; by default `fit` listens for signals itself.
 
     Raises:
         HpcvolError: what cannot work, the same on every member.
     """
 
-    def __init__(self, config: Config, run_dir: str | Path, *, fresh: bool = False, group: Group | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        run_dir: str | Path,
+        *,
+        fresh: bool = False,
+        group: Group | None = None,
+        stop: StopRequest | None = None,
+    ) -> None:
         self._config = config
         self._run_dir = Path(run_dir)
         self._fresh = fresh
+        self._stop = stop
         self._progress = Progress()
         self._group = start_mpi() if group is None else group
         first = self._group.rank == 0
@@ -98,7 +108,7 @@ class Trainer:
     def _fit(self) -> bool:
         self._began = time.monotonic()
         try:
-            with StopRequest() as stop:
+            with nullcontext(self._stop) if self._stop is not None else StopRequest() as stop:
                 if not self._train(stop):
                     return False
                 self._finish()
@@ -259,7 +269,7 @@ class Trainer:
         result = self._evaluate(self._data.val)
         if result is None:
             return False
-        best = self._progress.validated(result)
+        best = self._progress.validated(self.run.step, result)
         if self.run.is_first:
             self._report.metrics(self.run.step, {"val": self._progress.validation})
             others = "".join(f"  {name} {value:.4f}" for name, value in result.metrics.items())
@@ -274,8 +284,8 @@ class Trainer:
         result = self.run.evaluate(self._forward, samples)
         if not math.isfinite(result.loss):
             raise ModelError(
-                f"the loss over held-out samples is {result.loss} after step {self.run.step}; the last checkpoint is "
-                "good",
+                f"the loss over held-out samples is {result.loss} after step {self.run.step}; "
+                "checkpoints written before are good",
                 everywhere=True,
             )
         return result
@@ -301,9 +311,8 @@ class Trainer:
 
     def _finish(self) -> None:
         """Test, write the last checkpoint and, last, the summary. Collective."""
-        if self._data.val is not None and not self._progress.validation:
-            self._validate()
-        self._write_checkpoint()
+        best = self._data.val is not None and self._progress.validated_step != self.run.step and self._validate()
+        self._write_checkpoint(best=best)
         test = self._evaluate(self._data.test)
         summary = summarise(self.run, self._progress, test, self._seconds())
         with together(self._group, "writing the summary"):

@@ -18,7 +18,8 @@ OPTIONS = {"shard_nbytes": 20_000}
 BUILD = """
 import os, signal, sys
 from pathlib import Path
-from hpcvol.data import build_dataset, durable, parts, shard_writer
+from hpcvol import durable
+from hpcvol.data import build_dataset, parts, shard_writer
 
 kind, path, out, index, count, point = sys.argv[1:]
 calls = 0

@@ -11,7 +11,7 @@ from torch import nn
 from training import Regression, Rows, built, make_run, numbers, sgd, train
 
 from hpcvol.comm import Group
-from hpcvol.errors import ConfigError, ModelError
+from hpcvol.errors import ConfigError, DataError, ModelError
 from hpcvol.torch.run import Run, Settings
 
 Misuse = Callable[[Run], None]
@@ -193,3 +193,26 @@ def test_an_overflow_computes_the_step_again(group: Group) -> None:
             assert run.model.other.grad == 1.0
             assert step.gradient_norm == pytest.approx((2.0**40 + 6) / 4)
     assert units == 3 * len(run.deal(run.batching.units(0)))
+
+
+@pytest.mark.parametrize("kind", ["exact", "float"])
+def test_an_optimizer_step_left_in_the_loop_is_refused(group: Group, kind: str) -> None:
+    model = built(Regression)
+    with closing(make_run(group, model, numbers(16), Settings(8, 2, sum=kind))) as run:
+        step = next(run.steps(1))
+        unit = next(iter(step))
+        step.backward(loss_of(run, unit))
+        with pytest.raises(ModelError, match=r"optimizer\.step\(\) was called by the loop"):
+            run.optimizer.step()
+    run.optimizer.step()  # the run is over
+
+
+def test_evaluate_takes_what_start_takes(group: Group) -> None:
+    model = built(Regression)
+    samples = numbers(16)
+    with closing(make_run(group, model, samples, Settings(8, 2))) as run:
+        direct = run.evaluate(lambda unit: model(unit["x"], unit["y"]), samples)
+        listed = [(x, y) for x, y in zip(samples.fields["x"], samples.fields["y"], strict=True)]
+        assert run.evaluate(lambda unit: model(unit["x"], unit["y"]), listed) == direct
+        with pytest.raises(DataError, match="nowhere"):
+            run.evaluate(lambda unit: model(unit["x"], unit["y"]), "nowhere")

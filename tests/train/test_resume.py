@@ -13,6 +13,8 @@ from digits_project import Project, first_ranks, what_decides, without_rates
 from hpcvol import environment
 from hpcvol.comm import Group, launch_command
 from hpcvol.errors import ConfigError
+from hpcvol.train.stopping import StopRequest
+from hpcvol.train.trainer import Trainer
 
 # Signals itself, so that the request comes at a known step: in the middle of the epoch.
 HOOK = """
@@ -281,3 +283,14 @@ def test_a_killed_job_goes_on_from_its_periodic_checkpoint(project: Project) -> 
     assert project.train("never", *settings)
     assert what_decides(project.summary("run")) == what_decides(project.summary("never"))
     assert without_rates(project.metrics("run")) == without_rates(project.metrics("never"))
+
+
+def test_a_stop_that_was_asked_for_before_training_began_comes_after_one_step(project: Project) -> None:
+    """As under `hpcvol train`, which listens from its first moment: loading torch and the data takes seconds."""
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert not Trainer(project.config(), project.folder / "run", stop=stop).fit()
+    assert project.steps("run") == [1]
+    assert project.train("run")
+    assert project.train("never")
+    assert what_decides(project.summary("run")) == what_decides(project.summary("never"))

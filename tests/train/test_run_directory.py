@@ -156,3 +156,10 @@ def test_patience_takes_validation(project: Project) -> None:
     project.write("mine.py", "def data(split): return [{'x': [0.0] * 64, 'y': 1}] * 16 if split == 'train' else None\n")
     with pytest.raises(ConfigError, match=r"train\.patience = 2 stops by the validation loss"):
         project.train("run", "data.path=mine.py:data", "train.patience=2")
+
+
+def test_a_run_without_a_checkpoint_gives_way_to_another_configuration(project: Project) -> None:
+    with pytest.raises(HpcvolError):
+        project.train("run", "optimizer.args.lr=1e30")
+    assert project.steps("run") == []
+    assert project.train("run")
