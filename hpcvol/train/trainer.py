@@ -190,10 +190,11 @@ class Trainer:
     def _introduce(self, resumed: Path | None) -> None:
         run, steps_per_epoch = self.run, self.run.batching.steps_per_epoch
         parameters = sum(parameter.numel() for parameter in run.model.parameters())
+        threads = torch.get_num_threads()
         self._report.say(
             f"{run.describe_batch()}; {len(self._data.train)} samples, {steps_per_epoch} steps an epoch, "
-            f"{self._total} steps; {parameters} parameters on {run.device}, {torch.get_num_threads()} CPU threads "
-            f"a member, {run.settings.sum} sum"
+            f"{self._total} steps; {parameters} parameters on {run.device}, {threads} "
+            f"{'thread' if threads == 1 else 'threads'} a member, {run.settings.sum} sum"
         )
         if resumed is not None:
             self._report.say(f"going on from {resumed} at step {run.step}")
