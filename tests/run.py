@@ -5,6 +5,7 @@ First what fits one process, then, on four ranks, what takes ranks. The exit sta
 
 import subprocess
 import sys
+from pathlib import Path
 
 from hpcvol import environment
 from hpcvol.comm import launch_command
@@ -16,7 +17,37 @@ NO_TESTS_COLLECTED = 5  # by pytest; one of the two runs may have nothing to do
 VARIABLES = {"OMP_NUM_THREADS": "1"}
 
 
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def segments() -> set[Path]:
+    """Return the shared memory of MPI libraries: Open MPI's and MPICH's segments."""
+    return {path for pattern in ("sm_segment.*", "mpich_shm_*") for path in SHARED_MEMORY.glob(pattern)}
+
+
+def remove_leftovers(before: set[Path]) -> None:
+    """Remove segments that came since `before` and that nobody maps: ranks that tests killed could not."""
+    mapped = ""
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        try:
+            mapped += maps.read_text()
+        except OSError:
+            continue  # it ended, or is another user's
+    for path in segments() - before:
+        if str(path) not in mapped:
+            path.unlink(missing_ok=True)
+
+
 def main() -> int:
+    """Run both halves, leave no shared memory behind, and return the exit status."""
+    before = segments()
+    try:
+        return run()
+    finally:
+        remove_leftovers(before)
+
+
+def run() -> int:
     """Run both halves and return the exit status."""
     pytest = [sys.executable, "-m", "pytest", f"--color={'yes' if sys.stdout.isatty() else 'no'}", *sys.argv[1:]]
     variables = {**environment.snapshot(), **VARIABLES}
