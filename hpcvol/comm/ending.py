@@ -1,7 +1,13 @@
 """How a run ends when something went wrong: one clear message, nobody left hanging, an exit status that says so."""
 
+import fcntl
+import os
+import stat
+import struct
 import sys
+import termios
 import threading
+import time
 import traceback
 from types import TracebackType
 from typing import NoReturn
@@ -12,6 +18,7 @@ from hpcvol.errors import HpcvolError
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
+_UNREAD_SECONDS = 2.0
 
 _world: Group | None = None
 
@@ -41,6 +48,7 @@ def fail(error: BaseException) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     if not everywhere and _world is not None and _world.size > 1:
+        _wait_until_read()
         _end_all(status)
     raise SystemExit(status)
 
@@ -62,6 +70,24 @@ def _is_first() -> bool:
         return _world.rank == 0
     by = launcher()
     return by is None or by.rank == 0
+
+
+def _wait_until_read() -> None:
+    """Wait until the launcher has taken what this process wrote: MPICH's drops what is in the pipe at an abort."""
+    until = time.monotonic() + _UNREAD_SECONDS
+    while (_unread_bytes(1) or _unread_bytes(2)) and time.monotonic() < until:
+        time.sleep(0.001)
+
+
+def _unread_bytes(descriptor: int) -> int:
+    """The bytes that wait in the pipe of `descriptor`; 0 for what is not a pipe."""
+    try:
+        if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+            return 0
+        answer: bytes = fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4))
+    except OSError:
+        return 0
+    return int(struct.unpack("i", answer)[0])
 
 
 def _end_all(status: int) -> None:
