@@ -48,7 +48,7 @@ def fail(error: BaseException) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     if not everywhere and _world is not None and _world.size > 1:
-        _wait_until_read()
+        wait_until_read(1, 2)
         _end_all(status)
     raise SystemExit(status)
 
@@ -72,10 +72,10 @@ def _is_first() -> bool:
     return by is None or by.rank == 0
 
 
-def _wait_until_read() -> None:
-    """Wait until the launcher has taken what this process wrote: MPICH's drops what is in the pipe at an abort."""
+def wait_until_read(*descriptors: int) -> None:
+    """Wait, 2 s at most, until what is in these pipes was read: MPICH's launcher drops what is left at an abort."""
     until = time.monotonic() + _UNREAD_SECONDS
-    while (_unread_bytes(1) or _unread_bytes(2)) and time.monotonic() < until:
+    while any(_unread_bytes(descriptor) for descriptor in descriptors) and time.monotonic() < until:
         time.sleep(0.001)
 
 

@@ -1,9 +1,14 @@
 """How a run ends: one rank's error ends all, with its message and a status that says so. Nobody hangs."""
 
+import os
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 from launched import RunProgram, RunRanks
+
+from hpcvol.comm.ending import wait_until_read
 
 START = "from hpcvol.comm import *; from hpcvol.errors import *; import sys, os\nworld = start()\n"
 OTHERS_WAIT = "\nworld.barrier()\nworld.barrier()"
@@ -31,6 +36,27 @@ def test_a_foreign_error_on_one_rank_ends_all_with_its_traceback(run_ranks: RunR
     assert ended.returncode != 0
     assert "IndexError: pop from empty list\nhpcvol: error: member 1 (" in ended.stderr
     assert "Traceback (most recent call last)" in ended.stderr
+
+
+def test_last_words_are_waited_for_until_the_launcher_has_read_them() -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"no such layer")
+    waiting = threading.Thread(target=wait_until_read, args=(writing,))
+    waiting.start()
+    waiting.join(0.2)
+    assert waiting.is_alive()
+    os.read(reading, 100)
+    waiting.join()  # ends long before the 2 s that it gives a reader, or the test's own limit says so
+    os.close(reading)
+    os.close(writing)
+
+
+def test_what_is_no_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w+") as log:
+        log.write("no such layer")
+        log.flush()
+        log.seek(0)
+        wait_until_read(log.fileno())
 
 
 def test_an_error_of_all_is_said_once_and_ends_in_order(run_ranks: RunRanks) -> None:
