@@ -8,27 +8,21 @@ loss.
 
 import json
 import logging
-import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
-import xxhash
 
 from hpcvol.durable import sync
 from hpcvol.errors import CheckpointError
+from hpcvol.train.checkpoint_files import BEST, FORMAT, MODEL, OPTIMIZER, STATE, checkpoints_in, digest_of, trouble_with
 from hpcvol.train.files import write_whole
 
 logger = logging.getLogger("hpcvol")
-
-FORMAT = 1
-MODEL, OPTIMIZER, STATE, BEST = "model.safetensors", "optimizer.pt", "state.json", "best"
-_NAME = re.compile(r"step-\d{8,}")  # others in the folder are not ours: a copy that somebody keeps
-_CHUNK_NBYTES = 1 << 24
 
 
 class Checkpoints:
@@ -63,7 +57,7 @@ class Checkpoints:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._drop_partial()
-            if final.exists() and _trouble_with(final) is not None:
+            if final.exists() and trouble_with(final) is not None:
                 _delete(final)
             if not final.exists():
                 partial.mkdir()
@@ -90,8 +84,8 @@ class Checkpoints:
             CheckpointError: there are checkpoints and none is whole; says what is wrong with each.
         """
         troubles = []
-        for path in sorted(self._all(), reverse=True):
-            trouble = _trouble_with(path)
+        for path in reversed(checkpoints_in(self._folder)):
+            trouble = trouble_with(path)
             if trouble is None:
                 return path
             logger.warning("skipping a checkpoint: %s", trouble)
@@ -108,9 +102,6 @@ class Checkpoints:
         aside.symlink_to(path.name)
         aside.replace(self._folder / BEST)
 
-    def _all(self) -> Iterator[Path]:
-        return (path for path in self._folder.glob("step-*") if _NAME.fullmatch(path.name))
-
     def _drop_partial(self) -> None:
         for path in self._folder.glob(".step-*.partial"):
             shutil.rmtree(path)
@@ -118,7 +109,7 @@ class Checkpoints:
     def _prune(self) -> None:
         best = (self._folder / BEST).resolve()
         # Damaged ones, which are newer than where the run goes on, must not push out whole ones.
-        for path in sorted(set(self._all()) - self._damaged)[: -self._keep]:
+        for path in sorted(set(checkpoints_in(self._folder)) - self._damaged)[: -self._keep]:
             if path.resolve() != best:
                 _delete(path)
 
@@ -189,30 +180,5 @@ def _write_parts(
     torch.save(optimizer.state_dict(), folder / OPTIMIZER)
     for name in (MODEL, OPTIMIZER):
         sync(folder / name)
-    files = {name: [(folder / name).stat().st_size, _digest(folder / name)] for name in (MODEL, OPTIMIZER)}
+    files = {name: [(folder / name).stat().st_size, digest_of(folder / name)] for name in (MODEL, OPTIMIZER)}
     write_whole(folder / STATE, json.dumps({"format": FORMAT, "files": files, **state}, indent=1))
-
-
-def _trouble_with(path: Path) -> str | None:
-    """Say what is wrong with a checkpoint, or None where it is whole."""
-    try:
-        state = json.loads((path / STATE).read_text(encoding="utf-8"))
-        if state["format"] != FORMAT:
-            return f"{path.name} has format {state['format']}, expected {FORMAT}"
-        for name, (nbytes, digest) in state["files"].items():
-            found = (path / name).stat().st_size
-            if found != nbytes:
-                return f"{path.name}/{name} has {found} bytes, expected {nbytes}"
-            if _digest(path / name) != digest:
-                return f"{path.name}/{name} has another digest than {STATE} says: it was changed or damaged"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{path.name} is not whole ({type(error).__name__}: {error})"
-    return None
-
-
-def _digest(path: Path) -> str:
-    total = xxhash.xxh3_64()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_NBYTES):
-            total.update(chunk)
-    return total.hexdigest()
