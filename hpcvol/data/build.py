@@ -55,8 +55,10 @@ def build_dataset(
     shares = parse_split(split)
     source = open_source(kind, [str(path) for path in paths], shares, options or {})
     key = _key(kind, [str(path) for path in paths], shares, options or {}, source, part[1], build_id)
+    described = {"kind": kind, "paths": [str(path) for path in paths], "split": shares, "options": dict(options or {})}
+    recipe = json.loads(json.dumps(described, default=str))
     try:
-        with PartBuild(Path(out), key, *part, overwrite=overwrite) as build:
+        with PartBuild(Path(out), key, *part, recipe, overwrite=overwrite) as build:
             if not build.already_done:
                 build.finish(_write_part(source, shares, build))
     except OSError as error:

@@ -1,5 +1,6 @@
 """The manifest of a dataset: what its shards hold, where in each file, and the checksum of every block."""
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -84,11 +85,13 @@ class Manifest:
         fields: by name.
         splits: the shards of each split, in the order of their rows.
         build: names the build that made it: input, options and, where given, the caller's own id. Not part of `id`.
+        recipe: how it was built, for people: kind, paths, split, options. Not part of `id`.
     """
 
     fields: Mapping[str, Field]
     splits: Mapping[str, tuple[Shard, ...]]
     build: str = ""
+    recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -114,6 +117,7 @@ class Manifest:
             "version": VERSION,
             "id": self.id,
             "build": self.build,
+            "recipe": dict(self.recipe),
             "block_nbytes": BLOCK_NBYTES,
             "fields": fields_to_json(self.fields),
             "splits": {name: [asdict(shard) for shard in shards] for name, shards in self.splits.items()},
@@ -162,7 +166,7 @@ def parse_manifest(text: str, path: Path) -> Manifest:
         damaged(f"blocks of {content['block_nbytes']} bytes, expected {BLOCK_NBYTES}")
     fields = fields_from_json(content["fields"])
     splits = {name: tuple(Shard(**shard) for shard in shards) for name, shards in content["splits"].items()}
-    manifest = Manifest(fields, splits, content["build"])
+    manifest = Manifest(fields, splits, content["build"], content.get("recipe", {}))
     if manifest.id != content["id"]:
         damaged(f"its id is {content['id']}, its contents have the id {manifest.id}")
     return manifest

@@ -66,6 +66,7 @@ class PartBuild:
         key: the same for all parts of a build, different for other input.
         index: of this part.
         count: of the parts.
+        recipe: what the manifest tells people of how the dataset was built.
         overwrite: whether a dataset in `out` may be replaced.
 
     Attributes:
@@ -76,12 +77,15 @@ class PartBuild:
         DataError: `out` is taken, or another process builds there.
     """
 
-    def __init__(self, out: Path, key: str, index: int, count: int, *, overwrite: bool) -> None:
+    def __init__(
+        self, out: Path, key: str, index: int, count: int, recipe: Mapping[str, Any], *, overwrite: bool
+    ) -> None:
         self.out = out
         self.key = key
         self.index = index
         self.count = count
         self.already_done = False
+        self._recipe = recipe
         self._overwrite = overwrite
         self._staging = out / _STAGING / key
         self.folder = self._staging / f"part-{index}"
@@ -124,7 +128,7 @@ class PartBuild:
                 self._commit([Part.from_json(self._description(i).read_text()) for i in range(self.count)])
 
     def _commit(self, parts: list[Part]) -> None:
-        manifest = _merge(parts, self.key, self.out)
+        manifest = _merge(parts, self.key, self._recipe, self.out)
         for index, part in enumerate(parts):
             for _split, _number, shard in part.shards:
                 source, target = self._staging / f"part-{index}" / shard.file, self.out / shard.file
@@ -188,7 +192,7 @@ class PartBuild:
         return self._staging / f"part-{index}.json"
 
 
-def _merge(parts: list[Part], key: str, out: Path) -> Manifest:
+def _merge(parts: list[Part], key: str, recipe: Mapping[str, Any], out: Path) -> Manifest:
     for index, part in enumerate(parts):
         if part.facts != parts[0].facts:
             raise DataError(
@@ -200,7 +204,7 @@ def _merge(parts: list[Part], key: str, out: Path) -> Manifest:
         for split, number, shard in part.shards:
             splits[split].append((number, shard))
     ordered = {split: tuple(shard for _, shard in sorted(shards, key=_by_number)) for split, shards in splits.items()}
-    manifest = Manifest(parts[0].fields, ordered, key)
+    manifest = Manifest(parts[0].fields, ordered, key, recipe)
     found = sum(manifest.rows(split) for split in ordered)
     if found == 0:
         raise DataError(f"The input of {out} makes no samples: it is empty, or shorter than one sample.")
