@@ -4,7 +4,9 @@ import typer
 
 from hpcvol.cli.data import data_commands
 from hpcvol.cli.new import new
+from hpcvol.cli.show import show
 from hpcvol.cli.train import train
+from hpcvol.cli.verify import verify
 
 app = typer.Typer(
     name="hpcvol",
@@ -17,6 +19,8 @@ app = typer.Typer(
 app.command()(train)
 app.command()(new)
 app.add_typer(data_commands, name="data")
+app.command()(show)
+app.command()(verify)
 
 
 def main() -> None:

@@ -119,3 +119,23 @@ class RunDirectory:
             shutil.rmtree(self.path / CHECKPOINTS_NAME)
         for name in (METRICS_NAME, CONFIG_NAME):
             (self.path / name).unlink(missing_ok=True)
+
+
+def is_at_work(path: Path) -> bool:
+    """Return whether a job holds the run in folder `path` now; False where the file system knows no locks. Local.
+
+    It asks by taking a shared lock and giving it back: a job that starts in that instant is told to wait.
+    """
+    try:
+        lock = os.open(path / _LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(lock)
+    return False

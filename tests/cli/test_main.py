@@ -10,14 +10,16 @@ from launched import RunProgram
 HPCVOL = [sys.executable, "-m", "hpcvol.cli"]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["new", "--help"], ["data", "build", "--help"]])
-def test_help_loads_neither_torch_nor_mpi(arguments: list[str]) -> None:
+@pytest.mark.parametrize("command", ["", "train", "new", "data build", "show", "verify"])
+def test_help_loads_neither_torch_nor_mpi(command: str) -> None:
     code = (
         "import atexit, sys\n"
         "atexit.register(lambda: print('loaded', {'torch', 'mpi4py', 'numpy', 'h5py'} & set(sys.modules)))\n"
         "from hpcvol.cli.main import main; main()"
     )
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command.split(), "--help"], capture_output=True, text=True, check=True
+    )
     assert "Usage: hpcvol" in done.stdout
     assert "loaded set()" in done.stdout
 
