@@ -79,6 +79,12 @@ class Group:
 
         return bool(self.communicator.allreduce(flag, MPI.LOR))
 
+    def union(self, flags: int) -> int:
+        """Return the bitwise or of the `flags` of all ranks, on all ranks: one small all-reduce."""
+        from mpi4py import MPI
+
+        return int(self.communicator.allreduce(flags, MPI.BOR))
+
     def close(self) -> None:
         """Give the communicator back. Collective. Twice is once; using the group afterwards is an error."""
         if self._communicator is None:

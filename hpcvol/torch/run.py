@@ -194,10 +194,10 @@ class Run:
     def commit(self, step: Step) -> None:
         """Decide whether the step takes effect, on all live members or on none; always, as nobody can be lost yet."""
 
-    def broadcast_model(self) -> None:
-        """Give every member the parameters and buffers of the first. Collective."""
+    def broadcast_model(self, root: int = 0) -> None:
+        """Give every member the parameters and buffers of the one at rank `root`. Collective."""
         for tensor in [*self.model.parameters(), *self.model.buffers()]:
-            broadcast_tensor(self.group, tensor)
+            broadcast_tensor(self.group, tensor, root)
         self.buffers.take_current()
 
     def state(self) -> dict[str, Any]:

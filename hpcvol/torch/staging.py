@@ -38,12 +38,20 @@ class Staging:
         self._tensor.copy_(self._host)
 
 
-def broadcast_tensor(group: Group, tensor: torch.Tensor) -> None:
-    """Give every rank the bits that rank 0 has in `tensor`, of any dtype, shape and device. Collective, in place."""
+def broadcast_tensor(group: Group, tensor: torch.Tensor, root: int = 0) -> None:
+    """Give every rank the bits that rank `root` has in `tensor`, of any dtype, shape and device. Collective, in place.
+
+    A contiguous tensor in main memory whose bytes are whole words is sent from where it is, others from a copy.
+    """
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    words = np.zeros(-(-flat.numel() // 4), np.int32)
-    octets = words.view(np.uint8)[: flat.numel()]
-    octets[:] = flat.numpy()
-    broadcast(group, words)
-    with torch.no_grad():
-        tensor.copy_(torch.from_numpy(octets).view(tensor.dtype).view(tensor.shape))
+    octets: NDArray[np.uint8] = flat.numpy()
+    if octets.size % 4 == 0 and octets.ctypes.data % 4 == 0:
+        broadcast(group, octets.view(np.int32), root)
+    else:
+        words = np.zeros(-(-octets.size // 4), np.int32)
+        words.view(np.uint8)[: octets.size] = octets
+        broadcast(group, words, root)
+        octets[:] = words.view(np.uint8)[: octets.size]
+    if flat.data_ptr() != tensor.data_ptr():
+        with torch.no_grad():
+            tensor.copy_(flat.view(tensor.dtype).view(tensor.shape))

@@ -21,6 +21,7 @@ from hpcvol.durable import sync
 from hpcvol.errors import CheckpointError
 from hpcvol.train.checkpoint_files import BEST, FORMAT, MODEL, OPTIMIZER, STATE, checkpoints_in, digest_of, trouble_with
 from hpcvol.train.files import write_whole
+from hpcvol.train.snapshot import Snapshot
 
 logger = logging.getLogger("hpcvol")
 
@@ -38,16 +39,14 @@ class Checkpoints:
         self._keep = keep
         self._damaged: set[Path] = set()
 
-    def write(
-        self,
-        step: int,
-        model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
-        state: Mapping[str, Any],
-        *,
-        best: bool,
-    ) -> Path:
+    def write(self, step: int, content: Snapshot, state: Mapping[str, Any], *, best: bool) -> Path:
         """Write the checkpoint of `step`, make it the best one if `best`, and delete those no longer kept. Local.
+
+        Args:
+            step: how many steps were made.
+            content: model and optimizer.
+            state: everything else, for JSON.
+            best: whether no other has a lower validation loss.
 
         Raises:
             CheckpointError: it could not be written (a full disk); earlier checkpoints are as they were.
@@ -61,7 +60,7 @@ class Checkpoints:
                 _delete(final)
             if not final.exists():
                 partial.mkdir()
-                _write_parts(partial, model, optimizer, state)
+                _write_parts(partial, content, state)
                 partial.rename(final)
                 sync(self._folder)
             self._damaged.discard(final)
@@ -114,17 +113,26 @@ class Checkpoints:
                 _delete(path)
 
 
-def load(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Load a checkpoint into model and optimizer, in place, and return the rest of its state. Local.
+def read_optimizer(path: Path) -> dict[str, Any]:
+    """Return the optimizer's state that checkpoint `path` holds, its tensors on the CPU. Local."""
+    stored: dict[str, Any] = torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True)
+    return stored
+
+
+def load_optimizer(path: Path, stored: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """Load what `read_optimizer(path)` returned, in place. Local.
 
     Raises:
-        CheckpointError: it is of another model.
+        CheckpointError: it is of another optimizer or model.
     """
-    load_weights(path / MODEL, model)
     try:
-        optimizer.load_state_dict(torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True))
+        optimizer.load_state_dict(stored)
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"{path / OPTIMIZER} is not of this optimizer and model: {error}") from None
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Return what checkpoint `path` holds besides model and optimizer. Local."""
     state: dict[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
     return state
 
@@ -173,11 +181,9 @@ def _delete(path: Path) -> None:
         path.unlink()
 
 
-def _write_parts(
-    folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
-) -> None:
-    safetensors.torch.save_model(model, str(folder / MODEL))
-    torch.save(optimizer.state_dict(), folder / OPTIMIZER)
+def _write_parts(folder: Path, content: Snapshot, state: Mapping[str, Any]) -> None:
+    safetensors.torch.save_file(content.model, folder / MODEL, metadata={"format": "pt"})
+    torch.save(content.optimizer, folder / OPTIMIZER)
     for name in (MODEL, OPTIMIZER):
         sync(folder / name)
     files = {name: [(folder / name).stat().st_size, digest_of(folder / name)] for name in (MODEL, OPTIMIZER)}

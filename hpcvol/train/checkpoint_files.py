@@ -6,7 +6,7 @@ from pathlib import Path
 
 import xxhash
 
-FORMAT = 1
+FORMAT = 2
 MODEL, OPTIMIZER, STATE, BEST = "model.safetensors", "optimizer.pt", "state.json", "best"
 _NAME = re.compile(r"step-\d{8,}")  # others in the folder are not ours: a copy that somebody keeps
 _CHUNK_NBYTES = 1 << 24

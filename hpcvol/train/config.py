@@ -188,8 +188,16 @@ class TrainConfig(_Section):
 class CheckpointConfig(_Section):
     """What is kept to go on from."""
 
-    every_steps: NonNegativeInt = Field(
-        default=0, description="Steps between checkpoints; 0 writes one only when training ends or is stopped."
+    every_steps: NonNegativeInt | Literal["auto"] = Field(
+        default="auto",
+        description="Steps between checkpoints; 0 writes one only when training ends or is stopped. `auto`: as often "
+        "as loses least time, by Daly's formula from what a checkpoint costs here and `mtbf_hours`; the first after a "
+        "minute.",
+    )
+    mtbf_hours: PositiveFloat = Field(
+        default=24.0,
+        description="Mean time between two interruptions of the run that come without a signal (a node lost, a "
+        'pre-emption without grace), for `every_steps = "auto"`.',
     )
     keep: PositiveInt = Field(default=2, description="Checkpoints kept, besides the best by validation loss.")
 

@@ -5,6 +5,7 @@ import logging
 import math
 import time
 from contextlib import nullcontext
+from enum import IntFlag
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from hpcvol.torch.outputs import read_output
 from hpcvol.torch.run import Run, Settings
 from hpcvol.torch.samples import Samples
 from hpcvol.torch.step import Step
-from hpcvol.train import checkpoint
+from hpcvol.train.cadence import Cadence
 from hpcvol.train.checkpoint import Checkpoints
 from hpcvol.train.completion import SUMMARY_NAME
 from hpcvol.train.config import Config
@@ -31,11 +32,25 @@ from hpcvol.train.optimizers import learning_rate_factor
 from hpcvol.train.parts import build_model, build_optimizer, load_hook, open_data, user_files
 from hpcvol.train.progress import Progress
 from hpcvol.train.report import Report, duration
+from hpcvol.train.resuming import Found, check_numerics, find_newest, load, receive_state
 from hpcvol.train.run_directory import CHECKPOINTS_NAME, METRICS_NAME, RunDirectory
+from hpcvol.train.saving import Saver
 from hpcvol.train.stopping import StopRequest
 from hpcvol.train.summary import conclusion, summarise
 
 logger = logging.getLogger("hpcvol")
+
+# How long a second Ctrl-C, which ends the run at once, waits for a checkpoint that is being written.
+_AT_ONCE_SECONDS = 2.0
+
+
+class Notice(IntFlag):
+    """What members tell each other after each step, in the one collective that it has anyway."""
+
+    STOP = 1  # somebody was asked to stop
+    FAILED = 2  # somebody's checkpoint could not be written
+    BUSY = 4  # somebody is writing one
+    DUE = 8  # the first member wants one
 
 
 class Trainer:
@@ -107,12 +122,17 @@ class Trainer:
 
     def _fit(self) -> bool:
         self._began = time.monotonic()
+        patience = None
         try:
             with nullcontext(self._stop) if self._stop is not None else StopRequest() as stop:
                 if not self._train(stop):
                     return False
                 self._finish()
+        except KeyboardInterrupt:
+            patience = _AT_ONCE_SECONDS
+            raise
         finally:
+            self._saver.close(patience)
             self._report.close()
             self.run.close()
         return True
@@ -125,6 +145,7 @@ class Trainer:
         choose_threads(config.train.threads, exact, group)
         if exact:
             make_deterministic(device)
+        self._numerics = _distinct(group.gather_objects(numerics_class()))
         self._data = open_data(config, group)
         with together(group, "building the model"):
             model = build_model(config).to(device)
@@ -144,7 +165,10 @@ class Trainer:
         self._total = train.steps or (train.epochs or 1) * self.run.batching.steps_per_epoch
         self._factor = learning_rate_factor(config.optimizer, self._total)
         self._base_rates = [parameters["lr"] for parameters in optimizer.param_groups]
-        self._checkpoints = Checkpoints(self._run_dir / CHECKPOINTS_NAME, config.checkpoint.keep)
+        folder = self._run_dir / CHECKPOINTS_NAME
+        self._checkpoints = Checkpoints(folder, config.checkpoint.keep) if self.run.is_first else None
+        self._cadence = Cadence(config.checkpoint.every_steps, config.checkpoint.mtbf_hours)
+        self._saver = Saver(self._checkpoints, self._cadence)
         columns = environment.variable("HPCVOL_TERMINAL")
         self._report = Report(self._run_dir / METRICS_NAME, hook, int(columns) if columns else None)
         # Until here nothing in the folder has changed: whatever is refused leaves a former run as it was.
@@ -157,37 +181,37 @@ class Trainer:
             self._report.forget_after(self.run.step)
             self._introduce(resumed)
 
-    def _resume(self) -> Path | None:
-        """Go on from the newest checkpoint that is whole; return which, None where there is none. Collective."""
-        with together(self._group, "looking for a checkpoint"):
-            found = self._checkpoints.newest() if self.run.is_first else None
-        newest: Path | None = self._group.broadcast_object(found)
-        if newest is not None:
-            with together(self._group, f"loading {newest}"):
-                state = checkpoint.load(newest, self.run.model, self.run.optimizer)
-                if state["dataset"] != self._data.id:
-                    raise CheckpointError(
-                        f"{newest} was trained on dataset {state['dataset']}, and {self._config.data.path} is "
-                        f"{self._data.id}: restore that data, or start over with --fresh"
-                    )
-                self.run.load_state(state["run"])
-                self._progress = Progress(**state["progress"])
-                self._warn_about_numerics(state["numerics"])
-                if state["best"] and self.run.is_first:
-                    # It may have been killed between writing the checkpoint and pointing to it.
-                    self._checkpoints.make_best(newest)
-            self._check_length(newest)
-        return newest
-
-    def _check_length(self, newest: Path) -> None:
+    def _resume(self) -> Found | None:
+        """Go on from the newest checkpoint that is whole; return it, None where there is none. Collective."""
+        found = find_newest(self._group, self._checkpoints)
+        if found is None:
+            return None
+        state = receive_state(self._group, found)
+        with together(self._group, f"going on from {found.name}"):
+            if state["dataset"] != self._data.id:
+                raise CheckpointError(
+                    f"{found.name} was trained on dataset {state['dataset']}, and {self._config.data.path} is "
+                    f"{self._data.id}: restore that data, or start over with --fresh"
+                )
+            if self.run.settings.sum == "exact":
+                check_numerics(found.name, state["numerics"], self._numerics)
+            self._numerics = _distinct([*state["numerics"], *self._numerics])
+        load(self.run, found)
+        with together(self._group, f"going on from {found.name}"):
+            self.run.load_state(state["run"])
+            self._progress = Progress(**state["progress"])
+            if state["best"] and self._checkpoints is not None:
+                # It may have been killed between writing the checkpoint and pointing to it.
+                self._checkpoints.make_best(found.path)
         if self.run.step > self._total:
             raise ConfigError(
-                f"{newest} is past the {self._total} steps that the configuration asks for: ask for {self.run.step} or "
-                "more, or start over with --fresh",
+                f"{found.name} is past the {self._total} steps that the configuration asks for: ask for "
+                f"{self.run.step} or more, or start over with --fresh",
                 everywhere=True,
             )
+        return found
 
-    def _introduce(self, resumed: Path | None) -> None:
+    def _introduce(self, resumed: Found | None) -> None:
         run, steps_per_epoch = self.run, self.run.batching.steps_per_epoch
         parameters = sum(parameter.numel() for parameter in run.model.parameters())
         threads = torch.get_num_threads()
@@ -197,11 +221,10 @@ class Trainer:
             f"{'thread' if threads == 1 else 'threads'} a member, {run.settings.sum} sum"
         )
         if resumed is not None:
-            self._report.say(f"going on from {resumed} at step {run.step}")
+            self._report.say(f"going on from {resumed.name} at step {run.step}")
 
     def _train(self, stop: StopRequest) -> bool:
         """Run the steps that are left. False: asked to stop."""
-        checkpoint_steps = self._config.checkpoint.every_steps
         if self._exhausted():
             return True
         for step in self.run.steps(self._total):
@@ -215,16 +238,38 @@ class Trainer:
             self._progress.count(step)
             self._log(step)
             best = self._validation_is_due() and self._validate()
-            if best or (checkpoint_steps and self.run.step % checkpoint_steps == 0):
-                self._write_checkpoint(best=best)
-            if self._group.any(stop.requested):
-                self._write_checkpoint()
+            notices = self._exchange(stop)
+            if notices & Notice.STOP:
+                self._save(best=best)
+                self._wait_for_checkpoint()
                 if self.run.is_first:
                     self._report.say(f"stopped on request after step {self.run.step}, with a checkpoint")
                 return False
+            postponed = self._cadence.can_wait and notices & Notice.BUSY
+            if best or (notices & Notice.DUE and not postponed):
+                self._save(best=best)
             if self._exhausted():
                 break
         return True
+
+    def _exchange(self, stop: StopRequest) -> Notice:
+        """Tell the other members what is up after a step, and learn it from them. Collective.
+
+        Raises:
+            CheckpointError: a checkpoint that was being written could not be; on every member.
+        """
+        mine = Notice.STOP if stop.requested else Notice(0)
+        mine |= Notice.FAILED if self._saver.failed else Notice(0)
+        mine |= Notice.BUSY if self._saver.busy else Notice(0)
+        mine |= Notice.DUE if self.run.is_first and self._cadence.due(self.run.step) else Notice(0)
+        notices = Notice(self._group.union(mine))
+        if notices & Notice.FAILED:
+            with together(self._group, "writing a checkpoint"):
+                if self._saver.failed:
+                    self._saver.wait()
+        if self.run.is_first and (news := self._saver.news()):
+            self._report.say(news)
+        return notices
 
     def _forward(self, unit: Unit) -> Any:
         bf16 = self._config.train.precision == "bf16"
@@ -295,17 +340,21 @@ class Trainer:
         patience = self._config.train.patience
         return patience is not None and self._progress.validations_without_improvement >= patience
 
-    def _write_checkpoint(self, *, best: bool = False) -> None:
+    def _save(self, *, best: bool) -> None:
+        """Make a checkpoint of the present step, which is written while training goes on."""
         state = {
             "run": self.run.state(),
             "progress": {**self._progress.state(), "seconds": self._seconds()},
             "dataset": self._data.id,
-            "numerics": numerics_class(),
+            "numerics": self._numerics,
             "best": best,
         }
+        self._saver.save(self.run.step, self.run.model, self.run.optimizer, state, best=best)
+
+    def _wait_for_checkpoint(self) -> None:
+        """Wait until the last checkpoint is written. Collective."""
         with together(self._group, "writing a checkpoint"):
-            if self.run.is_first:
-                self._checkpoints.write(self.run.step, self.run.model, self.run.optimizer, state, best=best)
+            self._saver.wait()
 
     def _seconds(self) -> float:
         return self._progress.seconds + time.monotonic() - self._began
@@ -313,7 +362,8 @@ class Trainer:
     def _finish(self) -> None:
         """Test, write the last checkpoint and, last, the summary. Collective."""
         best = self._data.val is not None and self._progress.validated_step != self.run.step and self._validate()
-        self._write_checkpoint(best=best)
+        self._save(best=best)
+        self._wait_for_checkpoint()
         test = self._evaluate(self._data.test)
         summary = summarise(self.run, self._progress, test, self._seconds())
         with together(self._group, "writing the summary"):
@@ -324,15 +374,9 @@ class Trainer:
                 for line in conclusion(summary):
                     self._report.say(line)
 
-    def _warn_about_numerics(self, then: dict[str, str]) -> None:
-        now = numerics_class()
-        different = [key for key in now if now[key] != then.get(key)]
-        if different and self.run.is_first and self.run.settings.sum == "exact":
-            logger.warning(
-                "the checkpoint was computed by another numerics class (%s), so the weights may differ in their last "
-                "bits from an uninterrupted run's",
-                "; ".join(f"{key}: {then.get(key)}, now {now[key]}" for key in different),
-            )
+
+def _distinct(classes: list[dict[str, str]]) -> list[dict[str, str]]:
+    return [one for place, one in enumerate(classes) if one not in classes[:place]]
 
 
 def _handler() -> logging.Handler:

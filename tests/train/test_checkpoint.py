@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,9 @@ from launched import RunProgram
 from hpcvol.comm import Group
 from hpcvol.data import build_dataset
 from hpcvol.errors import CheckpointError
-from hpcvol.train.checkpoint import Checkpoints, load, load_weights
+from hpcvol.train import checkpoint
+from hpcvol.train.checkpoint import Checkpoints, load_weights
+from hpcvol.train.snapshot import Snapshot
 
 PERIODIC = ("checkpoint.every_steps=2",)
 
@@ -32,6 +35,18 @@ def parts(seed: int = 0) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     model(torch.randn(5, 3)).sum().backward()
     optimizer.step()
     return model, optimizer
+
+
+def snapshot(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Snapshot:
+    taken = Snapshot()
+    taken.take(model, optimizer)
+    return taken
+
+
+def load(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    load_weights(path / "model.safetensors", model)
+    checkpoint.load_optimizer(path, checkpoint.read_optimizer(path), optimizer)
+    return checkpoint.read_state(path)
 
 
 def test_others_can_read_its_parts(project: Project) -> None:
@@ -52,7 +67,7 @@ def test_others_can_read_its_parts(project: Project) -> None:
 
 def test_everything_comes_back(tmp_path: Path) -> None:
     model, optimizer = parts()
-    path = Checkpoints(tmp_path, keep=1).write(7, model, optimizer, {"more": [1, None, 0.1]}, best=True)
+    path = Checkpoints(tmp_path, keep=1).write(7, snapshot(model, optimizer), {"more": [1, None, 0.1]}, best=True)
     other_model, other_optimizer = parts(seed=1)
     assert load(path, other_model, other_optimizer)["more"] == [1, None, 0.1]
     for name, tensor in model.state_dict().items():
@@ -72,7 +87,7 @@ class Tied(torch.nn.Module):
 def test_tied_weights_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
     model = Tied()
     optimizer = torch.optim.SGD(model.parameters(), momentum=0.9)
-    path = Checkpoints(tmp_path, keep=1).write(1, model, optimizer, {}, best=False)
+    path = Checkpoints(tmp_path, keep=1).write(1, snapshot(model, optimizer), {}, best=False)
     assert len(safetensors.torch.load_file(path / "model.safetensors")) == 1
     other = Tied()
     load(path, other, torch.optim.SGD(other.parameters(), momentum=0.9))
@@ -86,7 +101,7 @@ def test_only_so_many_are_kept_besides_the_best(tmp_path: Path) -> None:
     for path in kept.values():
         path.mkdir()  # somebody's own: neither counted nor deleted
     for step in range(1, 7):
-        checkpoints.write(step, model, optimizer, {}, best=step == 2)
+        checkpoints.write(step, snapshot(model, optimizer), {}, best=step == 2)
     names = sorted(path.name for path in tmp_path.iterdir() if path.name not in kept)
     assert names == ["best", "step-00000002", "step-00000005", "step-00000006"]
     assert all(path.exists() for path in kept.values())
@@ -133,20 +148,20 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 def test_a_damaged_newest_is_skipped_by_name(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     checkpoints, (model, optimizer) = Checkpoints(tmp_path, keep=3), parts()
     for step in (1, 2):
-        checkpoints.write(step, model, optimizer, {}, best=False)
+        checkpoints.write(step, snapshot(model, optimizer), {}, best=False)
     DAMAGE[damage](tmp_path / "step-00000002")
     with caplog.at_level(logging.WARNING, "hpcvol"):
         assert checkpoints.newest() == tmp_path / "step-00000001"
     (record,) = caplog.records
     assert "step-00000002" in record.getMessage()
-    assert checkpoints.write(2, model, optimizer, {}, best=True) == tmp_path / "step-00000002"
+    assert checkpoints.write(2, snapshot(model, optimizer), {}, best=True) == tmp_path / "step-00000002"
     assert checkpoints.newest() == tmp_path / "step-00000002"
 
 
 def test_none_whole_is_an_error_and_none_at_all_is_not(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "none yet", keep=1)
     assert checkpoints.newest() is None
-    path = checkpoints.write(1, *parts(), {}, best=False)
+    path = checkpoints.write(1, snapshot(*parts()), {}, best=False)
     flip(path / "optimizer.pt")
     with pytest.raises(CheckpointError, match=r"no checkpoint is whole: step-00000001/optimizer\.pt .*--fresh"):
         checkpoints.newest()
@@ -177,11 +192,11 @@ import safetensors.torch, sklearn.datasets, torch, torch._dynamo  # imported onc
 from hpcvol import Trainer, load_config
 
 def strike(real, moment):
-    def patched(*args):
+    def patched(*args, **kwargs):
         if "step-00000004" not in str(args):
-            return real(*args)
+            return real(*args, **kwargs)
         if moment != "before":
-            real(*args)
+            real(*args, **kwargs)
         if moment == "half":
             os.truncate(args[1], os.path.getsize(args[1]) // 2)
         os.write(1, b"reached ")
@@ -189,7 +204,7 @@ def strike(real, moment):
     return patched
 
 POINTS = [
-    (safetensors.torch, "save_model", "half"),
+    (safetensors.torch, "save_file", "half"),
     (torch, "save", "half"),
     (Path, "rename", "before"),
     (Path, "rename", "after"),

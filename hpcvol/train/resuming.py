@@ -1,0 +1,171 @@
+"""Going on from a checkpoint that one member has: it reads, and all others get what it read over MPI."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hpcvol.comm import Group, together
+from hpcvol.errors import CheckpointError
+from hpcvol.torch.run import Run
+from hpcvol.torch.staging import broadcast_tensor
+from hpcvol.train import checkpoint
+from hpcvol.train.checkpoint import Checkpoints
+
+Numerics = dict[str, str]
+
+_REMEDIES = {
+    "torch": "install torch {then}",
+    "torch build": "install the build of torch that it was",
+    "device": "take nodes that have it (train.device, or Slurm's --gres)",
+    "threads": "set train.threads = {then}",
+    "instruction set": "set the environment variable ATEN_CPU_CAPABILITY={then}, on nodes that have it",
+    "processor": "take nodes that have it (Slurm's --constraint)",
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """The newest whole checkpoint of all that members have.
+
+    Attributes:
+        owner: rank of the member that has it.
+        path: where it is there.
+        name: it in words for messages.
+    """
+
+    owner: int
+    path: Path
+    name: str
+
+
+def find_newest(group: Group, checkpoints: Checkpoints | None) -> Found | None:
+    """Return the newest whole checkpoint that any member has, None where there is none. Collective.
+
+    Args:
+        group: the live ranks.
+        checkpoints: those that this member can see, None on members that need not look.
+
+    Raises:
+        CheckpointError: there are checkpoints and none is whole; the same on every member.
+    """
+    mine: tuple[str, Path] | None = None
+    trouble: CheckpointError | None = None
+    with together(group, "looking for a checkpoint"):
+        try:
+            path = checkpoints.newest() if checkpoints is not None else None
+            mine = None if path is None else (path.name, path)
+        except CheckpointError as error:
+            trouble = error
+    everybody = group.gather_objects(mine)
+    found = [(int(one[0].removeprefix("step-")), -rank, one[1]) for rank, one in enumerate(everybody) if one]
+    if not found:
+        with together(group, "looking for a checkpoint"):
+            if trouble is not None:
+                raise trouble
+        return None
+    _, owner, path = max(found)
+    where = f" of {group.name_of(-owner)}" if owner != 0 else ""
+    return Found(-owner, path, f"{path}{where}")
+
+
+def receive_state(group: Group, found: Found) -> dict[str, Any]:
+    """Return what the checkpoint holds besides model and optimizer, read by the member that has it. Collective."""
+    state: dict[str, Any] = {}
+    with together(group, f"loading {found.name}"):
+        if group.rank == found.owner:
+            state = checkpoint.read_state(found.path)
+    received: dict[str, Any] = group.broadcast_object(state, found.owner)
+    return received
+
+
+def load(run: Run, found: Found) -> None:
+    """Load model and optimizer of all members from the checkpoint that one of them has. Collective.
+
+    That one reads the files, the others receive tensor by tensor, into the model and into what the optimizer keeps.
+
+    Raises:
+        CheckpointError: it is of another model or optimizer; the same on every member.
+    """
+    group, path = run.group, found.path
+    stored: dict[str, Any] = {}
+    with together(group, f"loading {found.name}"):
+        if group.rank == found.owner:
+            checkpoint.load_weights(path / checkpoint.MODEL, run.model)
+            stored = checkpoint.read_optimizer(path)
+    run.broadcast_model(found.owner)
+    stored = spread(group, stored, found.owner)
+    with together(group, f"loading {found.name}"):
+        checkpoint.load_optimizer(path, stored, run.optimizer)
+
+
+@dataclass(frozen=True)
+class _Missing:
+    """Stands for a tensor that follows."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+def spread(group: Group, tree: Any, root: int) -> Any:
+    """Return on all ranks the nested dicts, lists and tuples that rank `root` has, its tensors on the CPU. Collective.
+
+    Args:
+        group: the live ranks.
+        tree: what `root` has; its leaves are tensors, or small objects that pickle. Others' is not looked at.
+        root: the rank that has it.
+    """
+    tensors: list[torch.Tensor] = []
+
+    def take_out(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        tensors.append(leaf.detach().cpu())
+        return _Missing(leaf.shape, leaf.dtype)
+
+    def receive(leaf: Any) -> Any:
+        if not isinstance(leaf, _Missing):
+            return leaf
+        tensor = next(own) if group.rank == root else torch.empty(leaf.shape, dtype=leaf.dtype)
+        broadcast_tensor(group, tensor, root)
+        return tensor
+
+    skeleton = group.broadcast_object(_map(tree, take_out) if group.rank == root else None, root)
+    own = iter(tensors)
+    return _map(skeleton, receive)
+
+
+def _map(tree: Any, change: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return {key: _map(value, change) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)) and not isinstance(tree, torch.Size):
+        return type(tree)([_map(value, change) for value in tree])
+    return change(tree)
+
+
+def check_numerics(name: str, then: Sequence[Numerics], now: Sequence[Numerics]) -> None:
+    """Refuse to go on where no member computes in a numerics class that the checkpoint was computed in. Local.
+
+    One is enough: the probe has members of different classes compare their bits, at the start then and now.
+
+    Args:
+        name: the checkpoint in words.
+        then: classes of the members that computed it.
+        now: classes of the members that are to go on.
+
+    Raises:
+        CheckpointError: names what differs, and what to do.
+    """
+    if any(one in then for one in now):
+        return
+    old, new = then[0], now[0]
+    different = [key for key in new if new[key] != old.get(key)]
+    found = "; ".join(f"{key}: {old.get(key)}, now {new[key]}" for key in different)
+    remedies = ", ".join(_REMEDIES[key].format(then=old.get(key)) for key in different)
+    raise CheckpointError(
+        f"{name} was computed by another numerics class ({found}), which gives other bits, so that the exact sum's "
+        f"promise would not hold. To go on with the same bits {remedies}. Else start over with --fresh, or go on "
+        'without that promise: --set train.sum="float"'
+    )
