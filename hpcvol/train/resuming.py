@@ -13,6 +13,7 @@ from hpcvol.torch.run import Run
 from hpcvol.torch.staging import broadcast_tensor
 from hpcvol.train import checkpoint
 from hpcvol.train.checkpoint import Checkpoints
+from hpcvol.train.checkpoint_files import MODEL
 
 Numerics = dict[str, str]
 
@@ -93,7 +94,7 @@ def load(run: Run, found: Found) -> None:
     stored: dict[str, Any] = {}
     with together(group, f"loading {found.name}"):
         if group.rank == found.owner:
-            checkpoint.load_weights(path / checkpoint.MODEL, run.model)
+            checkpoint.load_weights(path / MODEL, run.model)
             stored = checkpoint.read_optimizer(path)
     run.broadcast_model(found.owner)
     stored = spread(group, stored, found.owner)
