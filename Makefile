@@ -41,6 +41,7 @@ check: $(OPENMPI)/.installed-test
 
 docs: $(OPENMPI)/.installed
 	@$(OPENMPI)/bin/python docs/write_config.py
+	@$(OPENMPI)/bin/python docs/write_guarantees.py
 
 clean:
 	rm -rf build dist hpcvol.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -8,6 +8,7 @@ import torch
 from hpcvol.collectives import Algorithm
 from hpcvol.comm import start as start_mpi
 from hpcvol.errors import ConfigError
+from hpcvol.guarantees import require
 from hpcvol.strategies.allreduce import AllReduce
 from hpcvol.torch.float_sum import FloatGradients
 from hpcvol.torch.staging import broadcast_tensor
@@ -30,12 +31,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, *, sum: str = "float", algorithm: Algorithm = "auto") -> None:
-        if sum != "float":
-            raise ConfigError(
-                f'DistributedOptimizer(sum="{sum}"): it adds in floating point only, because the exact sum adds work '
-                "units and this loop has none; use hpcvol.start() and `for unit in step`, which promise the same bits "
-                "at any number of ranks"
-            )
+        require("optimizer", sum)
         # Not super().__init__(): it would make state and parameter groups of our own.
         self._optimizer = optimizer
         parameters = [parameter for parts in optimizer.param_groups for parameter in parts["params"]]

@@ -14,6 +14,7 @@ from hpcvol.comm import Group, together
 from hpcvol.elastic.bag import deal
 from hpcvol.elastic.units import Batching, UnitSpan, merge
 from hpcvol.errors import CheckpointError, ConfigError, ModelError
+from hpcvol.guarantees import require
 from hpcvol.strategies.allreduce import AllReduce
 from hpcvol.torch.buffers import Buffers
 from hpcvol.torch.evaluation import Evaluation, evaluate
@@ -51,8 +52,7 @@ class Settings:
     algorithm: Algorithm = "auto"
 
     def __post_init__(self) -> None:
-        if self.sum not in ("exact", "float"):
-            raise ConfigError(f'sum = "{self.sum}": expected "exact" or "float"')
+        require("run", self.sum)
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed = {self.seed}: expected a number from 0 to 2^63 - 1")
 

