@@ -7,7 +7,7 @@ OPENMPI := .venv
 MPICH := .venv-mpich
 METADATA := pyproject.toml setup.py constraints.txt
 
-.PHONY: help train test check docs clean
+.PHONY: help train test test-openmpi test-mpich check docs clean
 .DELETE_ON_ERROR:
 
 help:
@@ -21,9 +21,13 @@ train: $(OPENMPI)/.installed
 	@$(OPENMPI)/bin/hpcvol train examples/gpt.toml -n 2
 	@$(OPENMPI)/bin/python examples/gpt.py examples/runs/gpt
 
-test: $(OPENMPI)/.installed-test $(MPICH)/.installed-test
+test: test-openmpi test-mpich
+
+test-openmpi: $(OPENMPI)/.installed-test
 	@echo "== the suite under Open MPI"
 	@$(OPENMPI)/bin/python tests/run.py
+
+test-mpich: $(MPICH)/.installed-test
 	@echo "== the suite under MPICH"
 	@$(MPICH)/bin/python tests/run.py
 
