@@ -37,11 +37,13 @@ class Field:
         dtype: of the values, little-endian.
         shape: of one sample; of one item where ragged, whose samples are (length, *shape).
         ragged: True where samples differ in their first dimension.
+        classes: names of the values 0, 1, ... of a field of labels, where the input has names for them.
     """
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     ragged: bool = False
+    classes: tuple[str, ...] = ()
 
     @property
     def item_nbytes(self) -> int:
@@ -54,13 +56,14 @@ class Shard:
     """One immutable HDF5 file of contiguous arrays.
 
     Args:
-        file: name in the dataset's folder.
+        file: name in the dataset's folder; the absolute path of a file that is linked.
         rows: number of samples.
         nbytes: size of the file.
         offsets: where in the file the data of each array begins, in bytes.
         items: number of items of each ragged field.
         digest: of the contents of all arrays, hexadecimal; does not depend on the HDF5 library.
         blocks: xxh3_64 of each block of BLOCK_NBYTES of the file (the last is shorter), 16 hexadecimal digits each.
+        modified_ns: of a linked file, the time of its last change (tells why it differs); else 0.
     """
 
     file: str
@@ -70,6 +73,7 @@ class Shard:
     items: Mapping[str, int]
     digest: str
     blocks: str
+    modified_ns: int = 0
 
     @property
     def num_blocks(self) -> int:
@@ -188,7 +192,8 @@ def _why_no_dataset(folder: Path) -> str:
 def fields_from_json(content: Mapping[str, Any]) -> dict[str, Field]:
     """Return the fields that `fields_to_json` described."""
     return {
-        name: Field(np.dtype(field["dtype"]), tuple(field["shape"]), field["ragged"]) for name, field in content.items()
+        name: Field(np.dtype(field["dtype"]), tuple(field["shape"]), field["ragged"], tuple(field.get("classes", ())))
+        for name, field in content.items()
     }
 
 
@@ -196,6 +201,7 @@ def fields_to_json(fields: Mapping[str, Field]) -> dict[str, Any]:
     """Return `fields` as plain values for JSON."""
     return {
         name: {"dtype": field.dtype.str, "shape": list(field.shape), "ragged": field.ragged}
+        | ({"classes": list(field.classes)} if field.classes else {})
         for name, field in fields.items()
     }
 

@@ -13,6 +13,7 @@ from hpcvol.data.manifest import BLOCK_NBYTES, BLOCK_SHIFT, Shard
 from hpcvol.errors import DataError
 
 _REMEDY = "Copy the file again from where it is intact, or build the dataset again."
+_LINK_REMEDY = "The dataset links to this file and does not own it: restore it, or build the dataset again."
 
 
 class MappedShards:
@@ -74,7 +75,7 @@ class MappedShards:
                 raise DataError(
                     f"Shard {self.folder / shard.file} (split {self.split}) is damaged or not the one of this dataset: "
                     f"block {number} (bytes {begin} to {min(begin + BLOCK_NBYTES, shard.nbytes) - 1}) has checksum "
-                    f"{found}, the manifest says {expected}. {_REMEDY}"
+                    f"{found}, the manifest says {expected}. {_remedy(self.folder / shard.file, shard)}"
                 )
         self.checked[blocks] = 1
         self.complete = bool(self.checked.all())
@@ -89,7 +90,9 @@ def _map(path: Path, shard: Shard) -> mmap.mmap:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise DataError(f"Shard {path} is missing; the manifest lists it with {shard.rows} rows. {_REMEDY}") from None
+        raise DataError(
+            f"Shard {path} is missing; the manifest lists it with {shard.rows} rows. {_remedy(path, shard)}"
+        ) from None
     except OSError as error:
         raise _cannot_open(path, error) from error
     try:
@@ -115,5 +118,15 @@ def _wrong_size(path: Path, size: int, shard: Shard) -> DataError:
     last_block = size // BLOCK_NBYTES
     return DataError(
         f"Shard {path} is {what}: it has {size} bytes (it ends in block {last_block}), the manifest says "
-        f"{shard.nbytes}. {_REMEDY}"
+        f"{shard.nbytes}. {_remedy(path, shard)}"
     )
+
+
+def _remedy(path: Path, shard: Shard) -> str:
+    if not shard.modified_ns:
+        return _REMEDY
+    try:
+        changed = path.stat().st_mtime_ns != shard.modified_ns
+    except OSError:
+        changed = False
+    return f"It was changed after the dataset was built. {_LINK_REMEDY}" if changed else _LINK_REMEDY

@@ -131,6 +131,8 @@ class PartBuild:
         manifest = _merge(parts, self.key, self._recipe, self.out)
         for index, part in enumerate(parts):
             for _split, _number, shard in part.shards:
+                if shard.modified_ns:  # linked: it stays where it is
+                    continue
                 source, target = self._staging / f"part-{index}" / shard.file, self.out / shard.file
                 # A commit that was killed half-way has moved some already.
                 if source.exists() or not target.exists():

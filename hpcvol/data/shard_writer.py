@@ -1,6 +1,6 @@
 """Writing one shard."""
 
-import mmap
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -67,10 +67,9 @@ class ShardWriter:
         with h5py.File(aside, "w", locking=False, alignment_threshold=1, alignment_interval=_CACHE_LINE_NBYTES) as file:
             for name, column in self._columns.items():
                 offsets[name] = column.copy_into(file, name)
-        digests = "".join(f"{name} {column.digest}\n" for name, column in self._columns.items())
-        digest = xxhash.xxh3_128_hexdigest(digests.encode())
+        digest = content_digest({name: column.digest for name, column in self._columns.items()})
         self.close()
-        blocks = _block_checksums(aside)
+        blocks = block_checksums(aside)
         # The name tells the content: a rebuilt dataset never changes a file that somebody has open.
         file_name = f"{self._name}-{digest[:8]}.h5"
         nbytes = aside.stat().st_size
@@ -114,10 +113,12 @@ class _Column:
         dataset = file.create_dataset(name, (self.items, *self._shape), self._dtype)
         if dataset.size == 0:
             return 0
-        values = np.memmap(self._path, self._dtype, "r", shape=dataset.shape)
-        step = max(1, _PIECE_NBYTES // max(1, values[0].nbytes))
-        for begin in range(0, self.items, step):
-            dataset[begin : begin + step] = values[begin : begin + step]
+        item_size = math.prod(self._shape)
+        step = max(1, _PIECE_NBYTES // (item_size * self._dtype.itemsize))
+        with self._path.open("rb") as values:
+            for begin in range(0, self.items, step):
+                piece = np.fromfile(values, self._dtype, min(step, self.items - begin) * item_size)
+                dataset[begin : begin + step] = piece.reshape(-1, *self._shape)
         file.flush()
         return int(dataset.id.get_offset())
 
@@ -126,10 +127,12 @@ class _Column:
         self._path.unlink(missing_ok=True)
 
 
-def _block_checksums(path: Path) -> str:
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
-        view = memoryview(mapped)
-        begins = range(0, len(view), BLOCK_NBYTES)
-        checksums = [xxhash.xxh3_64_hexdigest(view[begin : begin + BLOCK_NBYTES]) for begin in begins]
-        view.release()
-    return "".join(checksums)
+def content_digest(digests: Mapping[str, str]) -> str:
+    """Return the digest of a shard, from the xxh3_128 of the values of each of its arrays."""
+    return xxhash.xxh3_128_hexdigest("".join(f"{name} {digest}\n" for name, digest in digests.items()).encode())
+
+
+def block_checksums(path: Path) -> str:
+    """Return the checksums of a file's blocks, see `Shard`."""
+    with path.open("rb", buffering=0) as file:
+        return "".join(map(xxhash.xxh3_64_hexdigest, iter(lambda: file.read(BLOCK_NBYTES), b"")))

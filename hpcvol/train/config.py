@@ -25,8 +25,6 @@ from hpcvol.elastic.units import default_unit_size
 from hpcvol.errors import ConfigError
 from hpcvol.train import config_errors, toml
 
-DEFAULT_SPLIT = {"train": 0.9, "val": 0.05, "test": 0.05}
-
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -52,12 +50,17 @@ class ModelConfig(_Section):
 class SourceConfig(_Section):
     """How to build the dataset at `data.path` where there is none yet; the words are those of `hpcvol data build`."""
 
-    kind: Literal["text", "npz", "csv", "python"] = Field(description="What the paths hold.")
-    paths: list[str] = Field(
-        min_length=1, description="Files and folders to read; `file.py:function` is a function that gives the data."
+    kind: Literal["text", "tokens", "npz", "csv", "python", "images", "hdf5", "parquet", "webdataset"] = Field(
+        description="What the paths hold."
     )
-    split: dict[str, Fraction] = Field(
-        default=DEFAULT_SPLIT, description="Share of the rows that goes to each split, by its name."
+    paths: Annotated[list[str], Field(min_length=1)] | Annotated[dict[str, list[str]], Field(min_length=1)] = Field(
+        description="Files and folders to read; `file.py:function` is a function that gives the data. A table "
+        "`{ train = [...], val = [...] }` where each file is for one split."
+    )
+    split: dict[str, Fraction] | None = Field(
+        default=None,
+        description="Share of the rows that goes to each split, by its name; left out, 0.9 to `train`, 0.05 to `val` "
+        "and 0.05 to `test`, unless `paths` says it.",
     )
     options: dict[str, Any] = Field(default={}, description="Options of the kind.")
 
@@ -75,7 +78,12 @@ class DataConfig(_Section):
     transform: str | None = Field(
         default=None,
         description="Function `file.py:function`, called as `(batch, rng)` on each unit of the training split before "
-        "the model sees it; returns the batch. `rng` depends on seed, step and unit only.",
+        "the model sees it; returns the batch. `rng` depends on seed, step and unit only. "
+        "`hpcvol.data.images:augment` decodes pictures.",
+    )
+    eval_transform: str | None = Field(
+        default=None,
+        description="The same for the validation and test splits; `hpcvol.data.images:decode` decodes pictures.",
     )
     train_split: str = Field(default="train", description="Name of the split to train on.")
     val_split: str = Field(default="val", description="Name of the split that validations read.")
@@ -309,13 +317,24 @@ def _map_paths(config: Config, change: Callable[[str], str]) -> Config:
     model, data, train = config.model, config.data, config.train
     source = data.source
     if source is not None:
-        source = source.model_copy(update={"paths": [place(path) for path in source.paths]})
+        source = source.model_copy(update={"paths": _map_each(source.paths, place)})
     return config.model_copy(
         update={
             "model": model.model_copy(update={"build": reference(model.build), "weights": optional(model.weights)}),
             "data": data.model_copy(
-                update={"path": place(data.path), "source": source, "transform": reference(data.transform)}
+                update={
+                    "path": place(data.path),
+                    "source": source,
+                    "transform": reference(data.transform),
+                    "eval_transform": reference(data.eval_transform),
+                }
             ),
             "train": train.model_copy(update={"on_metrics": reference(train.on_metrics)}),
         }
     )
+
+
+def _map_each(paths: list[str] | dict[str, list[str]], place: Callable[[str], str]) -> Any:
+    if isinstance(paths, dict):
+        return {split: [place(path) for path in own] for split, own in paths.items()}
+    return [place(path) for path in paths]

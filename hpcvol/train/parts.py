@@ -12,7 +12,7 @@ from hpcvol.callables import load_callable
 from hpcvol.comm import Group, together
 from hpcvol.data import Dataset, build_dataset
 from hpcvol.errors import ConfigError, ModelError
-from hpcvol.torch.samples import Samples, open_samples
+from hpcvol.torch.samples import Samples, Transform, open_samples
 from hpcvol.torch.seeding import seed_generators
 from hpcvol.train.checkpoint import load_weights
 from hpcvol.train.config import Config, DataConfig, is_reference
@@ -41,16 +41,19 @@ def open_data(config: Config, group: Group) -> Data:
     with together(group, f"building the dataset {data.path}"):
         if group.rank == 0 and data.source is not None and not _exists(Path(data.path)):
             source = data.source
-            print(f"building {data.path} from {source.kind}: {', '.join(source.paths)}", flush=True)
+            print(f"building {data.path} from {source.kind}", flush=True)
             build_dataset(source.kind, source.paths, data.path, split=source.split, options=source.options)
     with together(group, "opening the data"):
-        transform = None if data.transform is None else load_callable(data.transform, config.folder)
+        transform, eval_transform = (
+            None if name is None else load_callable(name, config.folder)
+            for name in (data.transform, data.eval_transform)
+        )
         if is_reference(data.path):
             give = load_callable(data.path, config.folder)
-            val, test = (_optional(give(split)) for split in (data.val_split, data.test_split))
+            val, test = (_optional(give(split), eval_transform) for split in (data.val_split, data.test_split))
             train = open_samples(give(data.train_split), transform=transform)
             return Data(train, val, test, f"{len(train)} samples of {data.path.rpartition(':')[2]}")
-        return _open_folder(data, transform)
+        return _open_folder(data, transform, eval_transform)
     raise AssertionError("together() raises where its body did not return")
 
 
@@ -94,7 +97,13 @@ def load_hook(config: Config) -> Callable[[int, dict[str, Any]], None] | None:
 
 def user_files(config: Config) -> list[Path]:
     """Return the files of the functions that the configuration names: the user's code, which all members must share."""
-    named = (config.model.build, config.data.path, config.data.transform, config.train.on_metrics)
+    named = (
+        config.model.build,
+        config.data.path,
+        config.data.transform,
+        config.data.eval_transform,
+        config.train.on_metrics,
+    )
     return sorted({Path(text.rpartition(":")[0]) for text in named if text is not None and is_reference(text)})
 
 
@@ -107,7 +116,7 @@ def _check_arguments(build: Callable[..., Any], config: Config) -> None:
         ) from None
 
 
-def _open_folder(data: DataConfig, transform: Callable[..., Any] | None) -> Data:
+def _open_folder(data: DataConfig, transform: Transform | None, eval_transform: Transform | None) -> Data:
     dataset = Dataset.open(data.path)
     if data.train_split not in dataset.splits:
         raise ConfigError(
@@ -118,16 +127,16 @@ def _open_folder(data: DataConfig, transform: Callable[..., Any] | None) -> Data
         split: str = getattr(data, key)
         if split not in dataset.splits and split != DataConfig.model_fields[key].default:
             raise ConfigError(f"data.{key} = {split!r}: {data.path} has the splits {', '.join(dataset.splits)}")
-        return open_samples(dataset.split(split)) if dataset.splits.get(split) else None
+        return open_samples(dataset.split(split), transform=eval_transform) if dataset.splits.get(split) else None
 
     train = open_samples(dataset.split(data.train_split), transform=transform)
     return Data(train, held_out("val_split"), held_out("test_split"), dataset.id)
 
 
-def _optional(dataset: Any) -> Samples | None:
+def _optional(dataset: Any, transform: Transform | None) -> Samples | None:
     if dataset is None:
         return None
-    samples = open_samples(dataset)
+    samples = open_samples(dataset, transform=transform)
     return samples if len(samples) else None
 
 

@@ -10,8 +10,6 @@ from typer.testing import CliRunner
 
 from hpcvol.cli.main import app
 from hpcvol.data import Dataset
-from hpcvol.data.partition import DEFAULT, parse_split
-from hpcvol.train.config import DEFAULT_SPLIT
 
 
 @pytest.fixture
@@ -20,10 +18,6 @@ def table(tmp_path: Path) -> Path:
     rows = np.arange(400).reshape(100, 4)
     np.savetxt(path, rows, fmt="%d", delimiter=";", header="a;b;c;d", comments="")
     return path
-
-
-def test_the_default_split_is_the_librarys() -> None:
-    assert parse_split(DEFAULT) == DEFAULT_SPLIT
 
 
 def test_build(tmp_path: Path, table: Path) -> None:

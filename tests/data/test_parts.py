@@ -41,7 +41,7 @@ def die_at(module, name, target, nth):
 
 
 points = {
-    "shard_write": lambda: die_at(shard_writer, "_block_checksums", "aside", 2),
+    "shard_write": lambda: die_at(shard_writer, "block_checksums", "aside", 2),
     "shard_rename": lambda: die_at(durable.os, "replace", ".h5", 3),
     "part_description": lambda: die_at(durable.os, "replace", "part-", 1),
     "commit_begin": lambda: die_at(parts, "_merge", "", 1),

@@ -1,24 +1,17 @@
 """What datasets are built from: one file a kind of input."""
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hpcvol.data.sources.csv import csv_source
-from hpcvol.data.sources.npz import npz_source
 from hpcvol.data.sources.options import Options, nearest
-from hpcvol.data.sources.python import python_source
-from hpcvol.data.sources.source import Section, Source
-from hpcvol.data.sources.text import text_source
+from hpcvol.data.sources.source import LinkedSection, Section, Source
 from hpcvol.errors import ConfigError
 
-__all__ = ["KINDS", "Section", "Source", "open_source"]
+__all__ = ["KINDS", "LinkedSection", "Section", "Source", "open_source"]
 
-KINDS: dict[str, Callable[[Sequence[str], Mapping[str, float], Options], Source]] = {
-    "text": text_source,
-    "npz": npz_source,
-    "csv": csv_source,
-    "python": python_source,
-}
+# Each has a module of its name here, with a function KIND_source; loaded when asked for, since some need much.
+KINDS = ("text", "tokens", "npz", "csv", "python", "images", "hdf5", "parquet", "webdataset")
 
 
 def open_source(kind: str, paths: Sequence[str], shares: Mapping[str, float], options: Mapping[str, Any]) -> Source:
@@ -33,6 +26,8 @@ def open_source(kind: str, paths: Sequence[str], shares: Mapping[str, float], op
     if not paths:
         raise ConfigError(f"Kind {kind} needs at least one path.")
     checked = Options(kind, options)
-    source = KINDS[kind](paths, shares, checked)
+    module = importlib.import_module(f"hpcvol.data.sources.{kind}")
+    make: Callable[[Sequence[str], Mapping[str, float], Options], Source] = getattr(module, f"{kind}_source")
+    source = make(paths, shares, checked)
     checked.refuse_unused()
     return source

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from hpcvol.data.manifest import Field
 from hpcvol.data.partition import WINDOW_ROWS
 from hpcvol.data.shard_writer import Chunk
+from hpcvol.data.sources.files import find_files, signature_of
 from hpcvol.data.sources.options import Options, nearest
 from hpcvol.data.sources.rows import RowSource, Wanted
 from hpcvol.data.sources.source import Source
@@ -22,19 +24,18 @@ def csv_source(paths: Sequence[str], shares: Mapping[str, float], options: Optio
 
     Options: label, delimiter (","), and those of `RowSource`.
     """
-    rows = _CsvRows([Path(path) for path in paths], options.text("label", ""), options.text("delimiter", ","))
+    files = find_files(paths, (".csv", ".tsv"), "comma-separated values")
+    rows = _CsvRows(files, options.text("label", ""), options.text("delimiter", ","))
     return RowSource(rows, shares, options)
 
 
 class _CsvRows:
     def __init__(self, paths: Sequence[Path], label: str, delimiter: str) -> None:
         self._paths = paths
+        self.declared: Mapping[str, Field] = {}
+        self.expected_rows: int | None = None
         self._delimiter = delimiter
-        for path in paths:
-            if not path.is_file():
-                raise DataError(f"There is no file {path}; expected comma-separated values.")
-        stats = [path.stat() for path in paths]
-        self.signature = repr([(p.name, s.st_size, s.st_mtime_ns) for p, s in zip(paths, stats, strict=True)])
+        self.signature = signature_of(paths)
         self.num_rows = 0
         self._columns = self._header(paths[0])
         if label and label not in self._columns:

@@ -34,6 +34,13 @@ class Options:
             raise ConfigError(f"Option {name} of kind {self._kind} is {value!r}, expected {' or '.join(allowed)}.")
         return value
 
+    def flag(self, name: str, default: bool) -> bool:
+        """Return option `name`, true or false."""
+        value = self.value(name, default)
+        if not isinstance(value, bool):
+            raise ConfigError(f"Option {name} of kind {self._kind} is {value!r}, expected true or false.")
+        return value
+
     def names(self, name: str) -> tuple[str, ...]:
         """Return option `name`, names separated by commas or a list of them; none by default."""
         value = self.value(name, ())

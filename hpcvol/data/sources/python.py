@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from hpcvol.callables import load_callable
+from hpcvol.data.manifest import Field
 from hpcvol.data.partition import WINDOW_ROWS
 from hpcvol.data.shard_writer import Array, Chunk
 from hpcvol.data.sources.options import Options
@@ -36,6 +37,7 @@ def python_source(paths: Sequence[str], shares: Mapping[str, float], options: Op
 class _PythonRows:
     def __init__(self, spec: str) -> None:
         self._spec = spec
+        self.declared: Mapping[str, Field] = {}
         function = load_callable(spec, Path())
         try:
             self._samples = function()
@@ -50,6 +52,7 @@ class _PythonRows:
                 "__len__ and __getitem__."
             )
         self.num_rows = len(self._samples) if self._map_style else 0
+        self.expected_rows: int | None = self.num_rows if self._map_style else None
         code = Path(inspect.getsourcefile(function) or "")
         self.signature = hashlib.sha256(code.read_bytes()).hexdigest() if code.is_file() else spec
 

@@ -21,11 +21,15 @@ class Windows(Protocol):
 
     Attributes:
         signature: see `Source`.
+        expected_rows: see `Source`.
         num_rows: rows of the whole input; final once `windows` is exhausted.
+        declared: fields that the input itself describes; the others follow from the rows of the first window.
     """
 
     signature: str
+    expected_rows: int | None
     num_rows: int
+    declared: Mapping[str, Field]
 
     def windows(self, wanted: Wanted) -> Iterator[tuple[int, Chunk]]:
         """Yield (number, rows) of each wanted window; `wanted(n)` is asked when window n is due, not before."""
@@ -56,6 +60,7 @@ class RowSource:
         ragged = options.names("ragged")
         nbytes = shard_nbytes(options)
         self.signature = rows.signature
+        self.expected_rows = rows.expected_rows
         self._section_is_wanted: Wanted = lambda _section: True
         self._section_windows = 1
         # Window 0 tells the fields and the size of a row, on which the cut into sections depends: every part reads it.
@@ -64,15 +69,13 @@ class RowSource:
         if number != 0 or not first or _num_rows(first) == 0:
             raise DataError(f"There are no samples in {rows.where(0)}.")
         self.fields: Mapping[str, Field] = {
-            name: self._field(name, values, name in ragged) for name, values in first.items()
+            name: rows.declared.get(name) or self._infer(name, values, name in ragged) for name, values in first.items()
         }
+        self._check_names()
         for name in ragged:
             if name not in self.fields:
                 raise DataError(f"Option ragged names {name!r}; the fields are {', '.join(self.fields)}.")
         row_nbytes = sum(np.asarray(value).nbytes for values in first.values() for value in values) / _num_rows(first)
-        for name, field in self.fields.items():
-            for added in {f"{name}_length", offsets_name(name)} & set(self.fields) if field.ragged else ():
-                raise DataError(f"Field {added!r} has the name that goes with the ragged field {name!r}; rename one.")
         self._section_windows = max(1, int(nbytes / max(row_nbytes, 1)) // WINDOW_ROWS)
         self._first = first
 
@@ -119,10 +122,18 @@ class RowSource:
             if len(chosen):
                 yield split, {name: _choose(values, chosen) for name, values in checked.items()}
 
-    def _field(self, name: str, values: Array | Sequence[Array], ragged: bool) -> Field:
+    def _check_names(self) -> None:
         where = self._rows.where(0)
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise DataError(f"{where}: field {name!r} has no usable name; expected letters, digits and underscores.")
+        for name, field in self.fields.items():
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+                raise DataError(
+                    f"{where}: field {name!r} has no usable name; expected letters, digits and underscores."
+                )
+            for added in {f"{name}_length", offsets_name(name)} & set(self.fields) if field.ragged else ():
+                raise DataError(f"Field {added!r} has the name that goes with the ragged field {name!r}; rename one.")
+
+    def _infer(self, name: str, values: Array | Sequence[Array], ragged: bool) -> Field:
+        where = self._rows.where(0)
         first = np.asarray(values[0])
         if first.dtype.kind not in "biuf" or first.dtype.itemsize > 8:
             raise DataError(
@@ -172,18 +183,3 @@ def _choose(values: Array | list[Array], chosen: Any) -> Array | list[Array]:
 
 def _shape_words(field: Field) -> str:
     return f"(any, {', '.join(map(str, field.shape))})" if field.ragged else str(field.shape)
-
-
-def rewindow(blocks: Iterator[Chunk], wanted: Wanted) -> Iterator[tuple[int, Chunk]]:
-    """Cut blocks of any number of rows (arrays, all of the same fields) into windows."""
-    number, held = 0, dict[str, Array]()
-    for block in blocks:
-        joined = {name: np.concatenate([held[name], values]) if held else values for name, values in block.items()}
-        begin, rows = 0, _num_rows(joined)
-        while rows - begin >= WINDOW_ROWS:
-            if wanted(number):
-                yield number, {name: values[begin : begin + WINDOW_ROWS] for name, values in joined.items()}
-            number, begin = number + 1, begin + WINDOW_ROWS
-        held = {name: np.asarray(values[begin:]) for name, values in joined.items()}
-    if _num_rows(held) and wanted(number):
-        yield number, held

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from hpcvol.data.manifest import Field
+from hpcvol.data.manifest import Field, Shard
 from hpcvol.data.shard_writer import Chunk
 from hpcvol.data.sources.options import Options
 
@@ -24,6 +24,19 @@ class Section:
     chunks: Iterator[tuple[str, Chunk]]
 
 
+@dataclass(frozen=True)
+class LinkedSection:
+    """A part of the input that stays where it is.
+
+    Args:
+        number: from 0, as that of a `Section`.
+        shards: (split, what the manifest says of the file).
+    """
+
+    number: int
+    shards: list[tuple[str, Shard]]
+
+
 class Source(Protocol):
     """An input, cut into sections.
 
@@ -33,12 +46,14 @@ class Source(Protocol):
     Attributes:
         fields: of every sample.
         signature: changes where the input changes, as far as can be told without reading it (names, sizes, times).
+        expected_rows: samples of the whole input where that is known before it is read, else None.
     """
 
     fields: Mapping[str, Field]
     signature: str
+    expected_rows: int | None
 
-    def sections(self, wanted: Callable[[int], bool]) -> Iterator[Section]:
+    def sections(self, wanted: Callable[[int], bool]) -> Iterator[Section | LinkedSection]:
         """Yield the sections whose numbers are `wanted`; each is to be read before the next is asked for."""
 
     def num_rows(self) -> int:
