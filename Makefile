@@ -9,6 +9,7 @@ METADATA := pyproject.toml setup.py constraints.txt
 
 .PHONY: help train test test-openmpi test-mpich check docs clean
 .DELETE_ON_ERROR:
+.NOTPARALLEL: # the suites share the cores with themselves already
 
 help:
 	@echo "make train   train a small GPT on real text with two MPI ranks (some minutes)"

@@ -38,9 +38,10 @@ def commands() -> Iterator[str]:
 
 
 def make_recipe(target: str) -> list[list[str]]:
-    """Return the two commands that `make TARGET` ends with, after whatever it would install."""
+    """Return the two commands that `make TARGET` is for, without those that install something first."""
     lines = subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    return [shlex.split(line) for line in lines.splitlines() if re.match(r"\.venv(-mpich)?/bin/", line)][-2:]
+    commands = [shlex.split(line) for line in lines.splitlines() if re.match(r"\.venv(-mpich)?/bin/", line)]
+    return [command for command in commands if command[1] != "-m"][-2:]
 
 
 @pytest.fixture(scope="module")
