@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         MemberError,
         ModelError,
     )
+    from hpcvol.torch.dataloader import IterableDataset, MapDataset
     from hpcvol.torch.loader import Unit
     from hpcvol.torch.optimizer import DistributedOptimizer
     from hpcvol.torch.run import Run
@@ -34,6 +35,8 @@ _HOMES = {
     "Dataset": "hpcvol.data",
     "DistributedOptimizer": "hpcvol.torch.optimizer",
     "HpcvolError": "hpcvol.errors",
+    "IterableDataset": "hpcvol.torch.dataloader",
+    "MapDataset": "hpcvol.torch.dataloader",
     "MemberError": "hpcvol.errors",
     "ModelError": "hpcvol.errors",
     "Run": "hpcvol.torch.run",
@@ -54,6 +57,8 @@ __all__ = [
     "Dataset",
     "DistributedOptimizer",
     "HpcvolError",
+    "IterableDataset",
+    "MapDataset",
     "MemberError",
     "ModelError",
     "Run",
