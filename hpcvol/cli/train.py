@@ -11,11 +11,13 @@ import typer
 from hpcvol import environment
 from hpcvol.cli.reporting import reported
 from hpcvol.cli.supervision import Ending, supervise
+from hpcvol.comm import start
 from hpcvol.comm.launch import launch_command
 from hpcvol.comm.launcher import under_launcher
 from hpcvol.errors import ConfigError
 from hpcvol.train.completion import Completion
 from hpcvol.train.config import Config, load_config
+from hpcvol.train.project import load_project
 from hpcvol.train.stopping import StopRequest
 
 EXIT_STOPPED = 130
@@ -41,12 +43,11 @@ def train(
 ) -> None:
     """Train a model as CONFIG says. A run that was stopped goes on where its last checkpoint was."""
     overrides = overrides or []
-    loaded = load_config(config, overrides)
-    run_dir = run_dir or loaded.folder / "runs" / config.stem
     if not under_launcher():
+        run_dir = run_dir or _default_run_dir(load_config(config, overrides), config)
         _launch(num_ranks or 1, [str(config), *_options(overrides, run_dir, fresh)], Completion(run_dir))
     elif num_ranks is None:
-        _take_place(loaded, run_dir, fresh)
+        _take_place(config, overrides, run_dir, fresh)
     else:
         raise ConfigError(
             f"-n {num_ranks} starts ranks, but this process is a rank already: leave -n to the launcher",
@@ -59,11 +60,17 @@ def _options(overrides: list[str], run_dir: Path, fresh: bool) -> list[str]:
     return [*pairs, "--run-dir", str(run_dir), *(["--fresh"] if fresh else [])]
 
 
-def _take_place(config: Config, run_dir: Path, fresh: bool) -> None:
+def _default_run_dir(loaded: Config, path: Path) -> Path:
+    return loaded.folder / "runs" / path.stem
+
+
+def _take_place(path: Path, overrides: list[str], run_dir: Path | None, fresh: bool) -> None:
     """Train as one rank of several. Collective."""
-    with StopRequest() as stop:  # from here on, as loading torch takes seconds in which somebody may want to stop
+    # Stop requests count from here on: loading torch takes seconds in which somebody may want to stop.
+    with StopRequest() as stop, load_project(start(), path, overrides) as config:
         from hpcvol.train.trainer import Trainer
 
+        run_dir = run_dir or _default_run_dir(config, path)
         complete = Trainer(config, run_dir, fresh=fresh, stop=stop).fit()
     if not complete and environment.variable(LAUNCHED) is None:
         raise typer.Exit(EXIT_STOPPED)

@@ -8,6 +8,19 @@ from hpcvol.comm.ending import fail
 from hpcvol.comm.group import Group
 from hpcvol.comm.launch import Launch, launch_command
 from hpcvol.comm.launcher import under_launcher
+from hpcvol.comm.sharing import ABSENT, Sharing, shared
 from hpcvol.comm.startup import start
 
-__all__ = ["Group", "Launch", "agree", "fail", "launch_command", "start", "together", "under_launcher"]
+__all__ = [
+    "ABSENT",
+    "Group",
+    "Launch",
+    "Sharing",
+    "agree",
+    "fail",
+    "launch_command",
+    "shared",
+    "start",
+    "together",
+    "under_launcher",
+]

@@ -208,6 +208,11 @@ class CheckpointConfig(_Section):
         'pre-emption without grace), for `every_steps = "auto"`.',
     )
     keep: PositiveInt = Field(default=2, description="Checkpoints kept, besides the best by validation loss.")
+    copies: PositiveInt = Field(
+        default=1,
+        description="Hosts that keep the run directory where they do not share one; a run goes on from the newest "
+        "whole checkpoint that any of its hosts has.",
+    )
 
 
 class CommConfig(_Section):
@@ -230,11 +235,24 @@ class Config(_Section):
     comm: CommConfig = CommConfig()
 
     _folder: Path = PrivateAttr(default=Path("."))
+    _copy: Path | None = PrivateAttr(default=None)
 
     @property
     def folder(self) -> Path:
         """Folder of the configuration file (absolute)."""
         return self._folder
+
+    def here(self) -> "Config":
+        """Return this configuration with the functions' files where this host has them: see `parse_config`'s `copy`."""
+        folder, copy = self._folder, self._copy
+        if copy is None:
+            return self
+
+        def move(place: str) -> str:
+            inside = place.endswith(".py") and Path(place).is_relative_to(folder)
+            return str(copy / Path(place).relative_to(folder)) if inside else place
+
+        return _map_paths(self, move)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -252,7 +270,21 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: no such file, not TOML, an unknown key, a wrong type or value, keys that exclude each other.
     """
     path = Path(path)
-    text = toml.read(path)
+    return parse_config(toml.read(path), path, overrides)
+
+
+def parse_config(text: str, path: Path, overrides: Sequence[str] = (), *, copy: Path | None = None) -> Config:
+    """Return the configuration that the file `path` holds, whose text is `text`; the file itself is not looked at.
+
+    Args:
+        text: what it says.
+        path: where it is; paths in it are relative to its folder, and messages name it.
+        overrides: as for `load_config`.
+        copy: where this host has the Python files of that folder, if not there.
+
+    Raises:
+        ConfigError: as `load_config` does.
+    """
     table = toml.parse(text, path)
     toml.apply_overrides(table, overrides, exclusive=[("train.steps", "train.epochs")])
     try:
@@ -261,7 +293,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(config_errors.explain(error, Config, text, path, overrides), everywhere=True) from None
     folder = path.resolve().parent
     config = _map_paths(config, lambda place: os.path.normpath(folder / Path(place).expanduser()))
-    config._folder = folder
+    config._folder, config._copy = folder, copy
     return config
 
 

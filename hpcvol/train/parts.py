@@ -14,7 +14,6 @@ from hpcvol.data import Dataset, build_dataset
 from hpcvol.errors import ConfigError, ModelError
 from hpcvol.torch.samples import Samples, Transform, open_samples
 from hpcvol.torch.seeding import seed_generators
-from hpcvol.train.checkpoint import load_weights
 from hpcvol.train.config import Config, DataConfig, is_reference
 from hpcvol.train.optimizers import make_optimizer
 
@@ -58,7 +57,7 @@ def open_data(config: Config, group: Group) -> Data:
 
 
 def build_model(config: Config) -> torch.nn.Module:
-    """Call the model's builder, seeded, and load `model.weights` if there are any. Local.
+    """Call the model's builder, seeded. Local.
 
     Raises:
         ConfigError: the function is missing. ModelError: it raises, or returns something else than a module.
@@ -77,8 +76,6 @@ def build_model(config: Config) -> torch.nn.Module:
                 f"the model's state_dict holds {name!r}, a {type(value).__name__} (get_extra_state): checkpoints hold "
                 "tensors only; keep it in a buffer"
             )
-    if config.model.weights is not None:
-        load_weights(Path(config.model.weights), model)
     return model
 
 

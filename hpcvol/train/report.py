@@ -1,4 +1,4 @@
-"""What the first member tells while a run runs: lines on the terminal, `metrics.jsonl`, and the user's own hook."""
+"""What a member tells while a run runs: lines on the terminal, `metrics.jsonl`, and the user's own hook."""
 
 import json
 import time
@@ -15,13 +15,15 @@ class Report:
     """Writes one member's view of the run.
 
     Args:
-        path: `metrics.jsonl`.
+        path: `metrics.jsonl`; None on a member that keeps no run directory.
         hook: `train.on_metrics`, called as `(step, metrics)`.
         columns: width of the terminal that one progress line is drawn on; None prints plain lines.
+        speaks: whether this is the member that prints.
     """
 
-    def __init__(self, path: Path, hook: Hook | None, columns: int | None) -> None:
+    def __init__(self, path: Path | None, hook: Hook | None, columns: int | None, *, speaks: bool = True) -> None:
         self._path = path
+        self._speaks = speaks
         self._hook = hook
         self._columns = columns
         self._drawn = False
@@ -29,7 +31,7 @@ class Report:
 
     def forget_after(self, step: int) -> None:
         """Drop the metrics of steps after `step`: the run goes on from there and will write them again."""
-        if self._path.exists():
+        if self._path is not None and self._path.exists():
             lines = self._path.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _step_of(line) <= step]
             with writing(self._path):
@@ -37,11 +39,14 @@ class Report:
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
-        self._erase()
-        print(text, flush=True)
+        if self._speaks:
+            self._erase()
+            print(text, flush=True)
 
     def progress(self, text: str, *, stays: bool) -> None:
         """Show how far the run is: redrawn in place on a terminal, elsewhere printed when it `stays`."""
+        if not self._speaks:
+            return
         if self._columns is None:
             if stays:
                 print(text, flush=True)
@@ -55,9 +60,10 @@ class Report:
         Raises:
             HpcvolError: the line cannot be written.
         """
-        with writing(self._path), self._path.open("a", encoding="utf-8") as file:
-            ours = {"step": step}
-            file.write(json.dumps(ours | finite(metrics) | ours) + "\n")
+        if self._path is not None:
+            with writing(self._path), self._path.open("a", encoding="utf-8") as file:
+                ours = {"step": step}
+                file.write(json.dumps(ours | finite(metrics) | ours) + "\n")
         if self._hook is not None:
             self._hook(step, dict(metrics))
 

@@ -23,7 +23,7 @@ _LENGTH = ("train.patience", "train.steps", "train.epochs")
 
 
 class RunDirectory:
-    """The folder of a run, held by its first member while it trains.
+    """The folder of a run, held by one member while it trains.
 
     Args:
         path: the folder; it need not exist.
@@ -66,10 +66,20 @@ class RunDirectory:
             HpcvolError: the folder cannot be written.
         """
         with writing(self.path):
-            (self.path / SUMMARY_NAME).unlink(missing_ok=True)
             if self._fresh:
-                self._empty()
+                self.give_up()
+            (self.path / SUMMARY_NAME).unlink(missing_ok=True)
             write_whole(self._known, to_toml(self._config, self.path))
+
+    def give_up(self) -> None:
+        """Delete the run that is in the folder.
+
+        Raises:
+            HpcvolError: the folder cannot be written.
+        """
+        with writing(self.path):
+            (self.path / SUMMARY_NAME).unlink(missing_ok=True)
+            self._empty()
 
     def release(self) -> None:
         """Let other jobs have the folder."""

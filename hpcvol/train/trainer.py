@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from hpcvol import environment
-from hpcvol.comm import Group, together
+from hpcvol.comm import ABSENT, Group, shared, together
 from hpcvol.comm import start as start_mpi
 from hpcvol.errors import CheckpointError, ConfigError, ModelError
 from hpcvol.torch.device import choose_device, choose_threads, make_deterministic
@@ -24,16 +24,17 @@ from hpcvol.torch.run import Run, Settings
 from hpcvol.torch.samples import Samples
 from hpcvol.torch.step import Step
 from hpcvol.train.cadence import Cadence
-from hpcvol.train.checkpoint import Checkpoints
+from hpcvol.train.checkpoint import Checkpoints, load_weights
 from hpcvol.train.completion import SUMMARY_NAME
-from hpcvol.train.config import Config
+from hpcvol.train.config import Config, is_reference
 from hpcvol.train.files import finite, write_whole, writing
 from hpcvol.train.optimizers import learning_rate_factor
 from hpcvol.train.parts import build_model, build_optimizer, load_hook, open_data, user_files
 from hpcvol.train.progress import Progress
 from hpcvol.train.report import Report, duration
 from hpcvol.train.resuming import Found, check_numerics, find_newest, load, receive_state
-from hpcvol.train.run_directory import CHECKPOINTS_NAME, METRICS_NAME, RunDirectory
+from hpcvol.train.run_copies import RunCopies
+from hpcvol.train.run_directory import CHECKPOINTS_NAME, METRICS_NAME
 from hpcvol.train.saving import Saver
 from hpcvol.train.stopping import StopRequest
 from hpcvol.train.summary import conclusion, summarise
@@ -61,7 +62,8 @@ class Trainer:
 
     Args:
         config: from `hpcvol.load_config`.
-        run_dir: the run's folder, on a file system that all members share.
+        run_dir: the run's folder. Where hosts do not share it the first member's is used, and copies as
+            `checkpoint.copies` says.
         fresh: start over where there is a run already.
         group: the ranks that train together; all ranks by default.
         stop: tells that the run was asked to stop; by default `fit` listens for signals itself.
@@ -88,16 +90,12 @@ class Trainer:
         first = self._group.rank == 0
         if not logger.hasHandlers():
             logger.addHandler(_handler() if first else logging.NullHandler())
-        self._directory: RunDirectory | None = None
-        with together(self._group, "opening the run directory"):
-            if first:
-                self._directory = RunDirectory(self._run_dir, config, fresh=fresh)
+        self._copies = RunCopies(self._group, self._run_dir, config, fresh=fresh)
         try:
-            self._complete = self._group.any(self._directory is not None and self._directory.is_complete)
-            if not self._complete:
+            if not self._copies.is_complete:
                 self._assemble()
         except BaseException:
-            self._release()
+            self._copies.release()
             raise
 
     def fit(self) -> bool:
@@ -108,17 +106,13 @@ class Trainer:
             a checkpoint.
         """
         try:
-            if self._complete:
+            if self._copies.is_complete:
                 if self._group.rank == 0:
                     print(f"{self._run_dir} is complete: see {SUMMARY_NAME}; --fresh starts over", flush=True)
                 return True
             return self._fit()
         finally:
-            self._release()
-
-    def _release(self) -> None:
-        if self._directory is not None:
-            self._directory.release()
+            self._copies.release()
 
     def _fit(self) -> bool:
         self._began = time.monotonic()
@@ -138,7 +132,7 @@ class Trainer:
         return True
 
     def _assemble(self) -> None:
-        config, group = self._config, self._group
+        config, group = self._config.here(), self._group
         agree_on_code(group, user_files(config))
         device = choose_device(config.train.device, group, share=config.train.share_devices)
         exact = config.train.sum == "exact"
@@ -165,21 +159,30 @@ class Trainer:
         self._total = train.steps or (train.epochs or 1) * self.run.batching.steps_per_epoch
         self._factor = learning_rate_factor(config.optimizer, self._total)
         self._base_rates = [parameters["lr"] for parameters in optimizer.param_groups]
+        keeps = self._copies.keeps
         folder = self._run_dir / CHECKPOINTS_NAME
-        self._checkpoints = Checkpoints(folder, config.checkpoint.keep) if self.run.is_first else None
+        self._checkpoints = None if self._copies.mine is None else Checkpoints(folder, config.checkpoint.keep)
         self._cadence = Cadence(config.checkpoint.every_steps, config.checkpoint.mtbf_hours)
-        self._saver = Saver(self._checkpoints, self._cadence)
+        self._saver = Saver(self._checkpoints if keeps else None, self._cadence)
         columns = environment.variable("HPCVOL_TERMINAL")
-        self._report = Report(self._run_dir / METRICS_NAME, hook, int(columns) if columns else None)
+        self._report = Report(
+            self._run_dir / METRICS_NAME if keeps else None,
+            hook if self.run.is_first else None,
+            int(columns) if columns else None,
+            speaks=self.run.is_first,
+        )
         # Until here nothing in the folder has changed: whatever is refused leaves a former run as it was.
         resumed = None if self._fresh else self._resume()
-        with together(group, "opening the run directory"):
-            if self._directory is not None:
-                self._directory.begin()
+        if resumed is None:
+            self._load_weights()
+        self._copies.begin()
+        if resumed is not None:
+            self._copies.take_metrics(resumed.owner)
         self._resumed_samples = self._progress.samples
-        if self.run.is_first:
+        with together(group, "opening the run directory"):
             self._report.forget_after(self.run.step)
-            self._introduce(resumed)
+        self._introduce(resumed)
+        self._tell_what_is_not_shared()
 
     def _resume(self) -> Found | None:
         """Go on from the newest checkpoint that is whole; return it, None where there is none. Collective."""
@@ -200,7 +203,7 @@ class Trainer:
         with together(self._group, f"going on from {found.name}"):
             self.run.load_state(state["run"])
             self._progress = Progress(**state["progress"])
-            if state["best"] and self._checkpoints is not None:
+            if state["best"] and self._checkpoints is not None and self._group.rank == found.owner:
                 # It may have been killed between writing the checkpoint and pointing to it.
                 self._checkpoints.make_best(found.path)
         if self.run.step > self._total:
@@ -223,6 +226,31 @@ class Trainer:
         if resumed is not None:
             self._report.say(f"going on from {resumed.name} at step {run.step}")
 
+    def _load_weights(self) -> None:
+        """Start from `model.weights`, which one member needs to have. Collective."""
+        weights = self._config.model.weights
+        if weights is None:
+            return
+        has = self._group.gather_objects(Path(weights).is_file())
+        owner = has.index(True) if any(has) else 0
+        with together(self._group, "loading model.weights"):
+            if self._group.rank == owner:
+                load_weights(Path(weights), self.run.model)
+        self.run.broadcast_model(owner)
+
+    def _tell_what_is_not_shared(self) -> None:
+        """Say in one line what hosts do not share, and what follows. Collective; on one host nothing is done."""
+        data = self._config.data.path
+        project, rows = shared(self._group, [self._config.folder, Path(data)])
+        found = [self._copies.describe()]
+        if not project.by_all:
+            given = "those without are given Python files" if ABSENT in project.first else "the same files on each"
+            found.append(f"the project {self._config.folder} ({given})")
+        if not rows.by_all and not is_reference(data):
+            found.append(f"the data {data} (each host reads its own)")
+        if any(found):
+            self._report.say(f"hosts do not share {'; '.join(filter(None, found))}")
+
     def _train(self, stop: StopRequest) -> bool:
         """Run the steps that are left. False: asked to stop."""
         if self._exhausted():
@@ -242,8 +270,7 @@ class Trainer:
             if notices & Notice.STOP:
                 self._save(best=best)
                 self._wait_for_checkpoint()
-                if self.run.is_first:
-                    self._report.say(f"stopped on request after step {self.run.step}, with a checkpoint")
+                self._report.say(f"stopped on request after step {self.run.step}, with a checkpoint")
                 return False
             postponed = self._cadence.can_wait and notices & Notice.BUSY
             if best or (notices & Notice.DUE and not postponed):
@@ -267,7 +294,7 @@ class Trainer:
             with together(self._group, "writing a checkpoint"):
                 if self._saver.failed:
                     self._saver.wait()
-        if self.run.is_first and (news := self._saver.news()):
+        if news := self._saver.news():
             self._report.say(news)
         return notices
 
@@ -281,8 +308,6 @@ class Trainer:
             parameters["lr"] = base * self._factor(step)
 
     def _log(self, step: Step) -> None:
-        if not self.run.is_first:
-            return
         done, rate = step.index + 1, self._samples_per_second()
         due = done % self._config.train.log_every_steps == 0 or done == self._total
         if due:
@@ -316,12 +341,9 @@ class Trainer:
         if result is None:
             return False
         best = self._progress.validated(self.run.step, result)
-        if self.run.is_first:
-            self._report.metrics(self.run.step, {"val": self._progress.validation})
-            others = "".join(f"  {name} {value:.4f}" for name, value in result.metrics.items())
-            self._report.say(
-                f"step {self.run.step}  validation loss {result.loss:.4f}{others}{'  (best)' if best else ''}"
-            )
+        self._report.metrics(self.run.step, {"val": self._progress.validation})
+        others = "".join(f"  {name} {value:.4f}" for name, value in result.metrics.items())
+        self._report.say(f"step {self.run.step}  validation loss {result.loss:.4f}{others}{'  (best)' if best else ''}")
         return best
 
     def _evaluate(self, samples: Samples | None) -> Evaluation | None:
@@ -367,12 +389,12 @@ class Trainer:
         test = self._evaluate(self._data.test)
         summary = summarise(self.run, self._progress, test, self._seconds())
         with together(self._group, "writing the summary"):
-            if self.run.is_first:
+            if self._copies.keeps:
                 path = self._run_dir / SUMMARY_NAME
                 with writing(path):
                     write_whole(path, json.dumps(finite(summary), indent=1) + "\n")
-                for line in conclusion(summary):
-                    self._report.say(line)
+        for line in conclusion(summary):
+            self._report.say(line)
 
 
 def _distinct(classes: list[dict[str, str]]) -> list[dict[str, str]]:

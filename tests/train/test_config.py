@@ -116,7 +116,7 @@ def test_an_override_below_a_value_is_refused(tmp_path: Path) -> None:
         ("train", "epoch", "Did you mean 'epochs'?"),
         ("train", "batchsize", "Did you mean 'batch_size'?"),
         ("optimizer", "batch_size", "Did you mean train.batch_size?"),
-        ("checkpoint", "xyzzy", "There is: every_steps, mtbf_hours, keep"),
+        ("checkpoint", "xyzzy", "There is: every_steps, mtbf_hours, keep, copies"),
     ],
 )
 def test_an_unknown_key_names_the_nearest(tmp_path: Path, section: str, key: str, near: str) -> None:

@@ -1,0 +1,80 @@
+"""Passing files from one rank to others that do not see them, in pieces."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from hpcvol.comm.agreement import agree, together
+from hpcvol.comm.group import Group
+from hpcvol.comm.vectors import Vector, copy_from_root
+from hpcvol.durable import publish
+
+PIECE_NBYTES = 16 * 2**20
+
+
+def pass_file(group: Group, root: int, source: Path, target: Path | None) -> None:
+    """Copy the file `source` of rank `root` to `target` on every rank that names one. Collective.
+
+    A target has its name when it is whole and on disk. Memory: one piece of 16 MiB a rank.
+
+    Args:
+        group: all of its ranks call this with the same `root`.
+        root: the rank that has the file.
+        source: the file; looked at on `root` only.
+        target: where it shall lie on this rank, replacing what is there; None where it is not wanted.
+
+    Raises:
+        MemberError: it cannot be read or written somewhere; the same on every rank.
+    """
+    doing = f"passing {source.name} from {group.name_of(root)}"
+    aside = None if target is None else target.with_name(f".{target.name}.passing")
+    with ExitStack() as stack:
+        reader: BinaryIO | None = None
+        writer: BinaryIO | None = None
+        nbytes = 0
+        with together(group, doing):
+            if group.rank == root:
+                reader = stack.enter_context(source.open("rb"))
+                nbytes = source.stat().st_size
+            if aside is not None:
+                writer = stack.enter_context(aside.open("wb"))
+        error = _pass_pieces(group, root, group.broadcast_object(nbytes, root), reader, writer)
+    if error is None and aside is not None and target is not None:
+        try:
+            publish(aside, target)
+        except OSError as caught:
+            error = caught
+    if error is not None and aside is not None:
+        aside.unlink(missing_ok=True)
+    agree(group, error, doing)
+
+
+def _pass_pieces(
+    group: Group, root: int, nbytes: int, reader: BinaryIO | None, writer: BinaryIO | None
+) -> OSError | None:
+    """Pass all pieces, also after an error, which comes back: the others go on waiting for them."""
+    error: OSError | None = None
+    piece = np.zeros(min(nbytes, PIECE_NBYTES), np.uint8)
+    for start in range(0, nbytes, PIECE_NBYTES):
+        part = piece[: min(PIECE_NBYTES, nbytes - start)]
+        try:
+            if reader is not None and error is None:
+                _read_exactly(reader, part)
+        except OSError as caught:
+            error = caught
+        copy_from_root(group, part, root)
+        try:
+            if writer is not None and error is None:
+                writer.write(part.data)
+        except OSError as caught:
+            error = caught
+    return error
+
+
+def _read_exactly(reader: BinaryIO, part: Vector) -> None:
+    data = reader.read(part.size)
+    if len(data) != part.size:
+        raise OSError("the file became shorter while it was read")
+    part[:] = np.frombuffer(data, np.uint8)

@@ -1,0 +1,101 @@
+"""Where a run is kept: the first member's run directory, and copies on hosts that do not see that one."""
+
+from pathlib import Path
+
+from hpcvol.comm import ABSENT, Group, shared, together
+from hpcvol.comm.files import pass_file
+from hpcvol.train.config import Config
+from hpcvol.train.run_directory import CONFIG_NAME, METRICS_NAME, RunDirectory
+
+
+class RunCopies:
+    """The directories of one run on all hosts. Collective, as its methods are but for `release`.
+
+    The first member keeps the run in its directory. Where that is not shared by all hosts, `checkpoint.copies` says on
+    how many of them it is kept: a member on each writes the same files from its own replica, so that nothing is sent.
+    Directories of the run that are on still other hosts, from an earlier start, are read but not written.
+
+    Args:
+        group: the live ranks.
+        path: the run directory as this member sees it.
+        config: what is to be trained.
+        fresh: start over where there is a run already.
+
+    Attributes:
+        path: the run directory.
+        mine: the directory that this member has opened; None on members that leave that to another one.
+        keeps: whether this member writes to it.
+        keepers: ranks of the members that do.
+        is_complete: whether the first member's run says that it is complete, and no more is asked of it.
+
+    Raises:
+        ConfigError, HpcvolError: as `RunDirectory` does; the same on every member.
+    """
+
+    def __init__(self, group: Group, path: Path, config: Config, *, fresh: bool) -> None:
+        self.path = path
+        self.mine: RunDirectory | None = None
+        self._group = group
+        self._config = config
+        self._fresh = fresh
+        self._leaders = [rank for rank, one in enumerate(group.gather_objects(group.node.rank == 0)) if one]
+        try:
+            self._open(group.rank == 0)
+            self.keepers = [0]
+            (self._sharing,) = shared(group, [path])
+            while len(self.keepers) < config.checkpoint.copies and (place := self._next_place()) is not None:
+                self._open(group.rank == place)
+                self.keepers.append(place)
+                (self._sharing,) = shared(group, [path])  # others may see what was made just now
+            self._open(group.rank in self._other_places() and (path / CONFIG_NAME).exists())
+            self.keeps = group.rank in self.keepers
+            self.is_complete = group.any(group.rank == 0 and self.mine is not None and self.mine.is_complete)
+        except BaseException:
+            self.release()
+            raise
+
+    def begin(self) -> None:
+        """Make the directories those of this run: see `RunDirectory.begin`."""
+        with together(self._group, "opening the run directory"):
+            if self.mine is not None and self.keeps:
+                self.mine.begin()
+            elif self.mine is not None and self._fresh:
+                self.mine.give_up()
+
+    def take_metrics(self, owner: int) -> None:
+        """Give the metrics of the member at rank `owner` to all that keep the run elsewhere."""
+        path = self.path / METRICS_NAME
+        wanted = self.keeps and not self._sharing.same(self._group.rank, owner)
+        if self._group.any(wanted) and self._group.broadcast_object(path.exists(), owner):
+            pass_file(self._group, owner, path, path if wanted else None)
+
+    def describe(self) -> str | None:
+        """Return where the run is kept, None where all hosts see it. Local."""
+        if self._sharing.by_all:
+            return None
+        hosts = " and ".join(self._group.hosts[rank] for rank in self.keepers)
+        one = len(self.keepers) == 1
+        advice = "; checkpoint.copies = 2 would keep a copy on a second host" if one else ""
+        return f"the run directory (kept on {hosts}{advice})"
+
+    def release(self) -> None:
+        """Let other jobs have the directories. Local."""
+        if self.mine is not None:
+            self.mine.release()
+
+    def _open(self, here: bool) -> None:
+        with together(self._group, "opening the run directory"):
+            if here:
+                self.mine = RunDirectory(self.path, self._config, fresh=self._fresh)
+
+    def _next_place(self) -> int | None:
+        """Return a rank that sees none of the directories that are open; one that has a directory already first."""
+        others = self._other_places()
+        absent = [rank for rank in self._leaders if self._sharing.first[rank] == ABSENT]
+        return next(iter(others + absent), None)
+
+    def _other_places(self) -> list[int]:
+        """Return the lowest rank of each directory that is not open."""
+        first = self._sharing.first
+        taken = {first[rank] for rank in self.keepers}
+        return [rank for rank in self._leaders if first[rank] == rank and rank not in taken]
