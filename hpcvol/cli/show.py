@@ -82,7 +82,8 @@ def checkpoint_lines(described: Mapping[str, Any]) -> Iterator[Line]:
         dtypes = ", ".join(tensors["dtypes"])
         yield "weights", f"{tensors['values']} values in {tensors['count']} tensors of {dtypes} (with buffers)"
     yield "dataset", described["dataset"]
-    yield "numerics", "; ".join(f"{key}: {value}" for key, value in described["numerics"].items())
+    for one in described["numerics"]:
+        yield "numerics", "; ".join(f"{key}: {value}" for key, value in one.items())
     yield "files", ", ".join(f"{name} {size(nbytes)}" for name, nbytes in described["files"].items())
     yield "state", described["trouble"] or "whole by its sizes"
 

@@ -104,7 +104,7 @@ def test_show_a_checkpoint(project: Path) -> None:
     assert described["step"] == 6
     assert described["trouble"] is None
     assert described["tensors"]["values"] == 64 * 24 + 24 + 24 * 10 + 10
-    assert "instruction set" in described["numerics"]
+    assert "instruction set" in described["numerics"][0]
     assert "model.safetensors" in run("show", project / "run" / "checkpoints" / "step-00000006")[1]
 
 
