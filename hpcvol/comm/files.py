@@ -17,7 +17,7 @@ PIECE_NBYTES = 16 * 2**20
 def pass_file(group: Group, root: int, source: Path, target: Path | None) -> None:
     """Copy the file `source` of rank `root` to `target` on every rank that names one. Collective.
 
-    A target has its name when it is whole and on disk. Memory: one piece of 16 MiB a rank.
+    A target has its name when it is whole and on disk; after an error none has. Memory: one piece of 16 MiB a rank.
 
     Args:
         group: all of its ranks call this with the same `root`.
@@ -41,14 +41,14 @@ def pass_file(group: Group, root: int, source: Path, target: Path | None) -> Non
             if aside is not None:
                 writer = stack.enter_context(aside.open("wb"))
         error = _pass_pieces(group, root, group.broadcast_object(nbytes, root), reader, writer)
-    if error is None and aside is not None and target is not None:
-        try:
-            publish(aside, target)
-        except OSError as caught:
-            error = caught
-    if error is not None and aside is not None:
-        aside.unlink(missing_ok=True)
-    agree(group, error, doing)
+    try:
+        agree(group, error, doing)
+        with together(group, doing):
+            if aside is not None and target is not None:
+                publish(aside, target)
+    finally:
+        if aside is not None:
+            aside.unlink(missing_ok=True)
 
 
 def _pass_pieces(
