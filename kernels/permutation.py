@@ -58,15 +58,15 @@ def _encipher(values: Any, right_bits: int, left_mask: int, right_mask: int, key
 
 
 @njit(nogil=True, cache=True)
-def permute(num_samples: int, seed: int, epoch: int, start: int, out: NDArray[np.int64]) -> None:
-    """Write the values of the permutation at positions start, start + 1, ... into `out`.
+def permute_at(num_samples: int, seed: int, epoch: int, places: NDArray[np.int64], out: NDArray[np.int64]) -> None:
+    """Write the values of the permutation at positions `places` into `out`. Overwrites `places`, too.
 
     Args:
         num_samples: n, at least 1; the permutation is one of 0..n-1.
         seed: 0 to 2^63 - 1.
         epoch: 0 to 2^63 - 1; each pair (seed, epoch) has a permutation of its own.
-        start: first position; start + out.size must not be beyond n.
-        out: int64[count], overwritten.
+        places: int64[count], each in 0..n-1.
+        out: int64[count].
     """
     num_bits = 0
     while (num_samples - 1) >> num_bits > 0:
@@ -74,7 +74,7 @@ def permute(num_samples: int, seed: int, epoch: int, start: int, out: NDArray[np
     left_bits = num_bits // 2
     right_bits = num_bits - left_bits
     keys = round_keys(seed, epoch)
-    values = np.arange(start, start + out.size)
+    values = places
     slots = np.arange(out.size)
     pending = out.size
     # Values that leave 0..n-1 go through the cipher again, all of a pass together so that the compiler vectorises it.
@@ -88,3 +88,17 @@ def permute(num_samples: int, seed: int, epoch: int, start: int, out: NDArray[np
             slots[outside] = slot
             outside += int(value >= num_samples)
         pending = outside
+
+
+@njit(nogil=True, cache=True)
+def permute(num_samples: int, seed: int, epoch: int, start: int, out: NDArray[np.int64]) -> None:
+    """Write the values of the permutation at positions start, start + 1, ... into `out`.
+
+    Args:
+        num_samples: as in `permute_at`.
+        seed: as in `permute_at`.
+        epoch: as in `permute_at`.
+        start: first position; start + out.size must not be beyond n.
+        out: int64[count], overwritten.
+    """
+    permute_at(num_samples, seed, epoch, np.arange(start, start + out.size), out)

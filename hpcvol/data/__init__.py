@@ -3,6 +3,7 @@
 from hpcvol.data.build import build_dataset
 from hpcvol.data.dataset import Dataset, Split
 from hpcvol.data.manifest import Field
+from hpcvol.data.mixing import mix
 from hpcvol.data.order import order
 
-__all__ = ["Dataset", "Field", "Split", "build_dataset", "order"]
+__all__ = ["Dataset", "Field", "Split", "build_dataset", "mix", "order"]

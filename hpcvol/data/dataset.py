@@ -1,13 +1,16 @@
 """Reading a dataset: any samples, in any order, as fast as memory gives them."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcvol.data.manifest import Field, Manifest, read_manifest
+from hpcvol.data.manifest import Field, Manifest, Shard, read_manifest
 from hpcvol.data.mapped import MappedShards
+from hpcvol.data.order import order
 from hpcvol.data.readers import Allocate, Array, Rows, reader
 from hpcvol.errors import DataError
 from hpcvol.kernels.gather import first_outside
@@ -48,14 +51,51 @@ class Dataset:
         Raises:
             DataError: no such split, a split without samples, or a shard that is not what the manifest says.
         """
-        if not self.splits.get(name):
-            known = ", ".join(f"{split} ({rows} samples)" for split, rows in self.splits.items())
-            what = "is empty" if name in self.splits else "does not exist"
+        self.require(name)
+        return Split(MappedShards(self.files(name), name), self.fields)
+
+    def require(self, split: str) -> int:
+        """Return the number of samples of `split`.
+
+        Raises:
+            DataError: there is no such split, or it is empty.
+        """
+        if not self.splits.get(split):
+            known = ", ".join(f"{name} ({rows} samples)" for name, rows in self.splits.items())
+            what = "is empty" if split in self.splits else "does not exist"
             raise DataError(
-                f"Split {name!r} of dataset {self.path} {what}; it has {known}. Name another split, or build the "
-                f"dataset again with a larger share for {name!r} (--split)."
+                f"Split {split!r} of dataset {self.path} {what}; it has {known}. Name another split, or build the "
+                f"dataset again with a larger share for {split!r} (--split)."
             )
-        return Split(MappedShards(self.path, name, self._manifest.splits[name]), self.fields)
+        return self.splits[split]
+
+    def files(self, split: str) -> list[tuple[Path, Shard]]:
+        """Return the shards of split `split`, in the order of their rows, and where each lies."""
+        return [(self.path / shard.file, shard) for shard in self._manifest.splits.get(split, ())]
+
+
+class EpochOrder(Protocol):
+    """Which rows of a split an epoch visits, and in which order.
+
+    Attributes:
+        num_samples: in every epoch.
+    """
+
+    num_samples: int
+
+    def __call__(self, seed: int, epoch: int, position: int, count: int) -> NDArray[np.int64]:
+        """Return the rows at positions `position` .. `position + count - 1` of an epoch: a pure function."""
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """Every row once an epoch: see `hpcvol.data.order`."""
+
+    num_samples: int
+
+    def __call__(self, seed: int, epoch: int, position: int, count: int) -> NDArray[np.int64]:
+        """See `EpochOrder`."""
+        return order(self.num_samples, seed, epoch, position, count)
 
 
 class Split:
@@ -63,11 +103,13 @@ class Split:
 
     Attributes:
         fields: the parts of every sample, by name.
+        order: what training visits.
     """
 
-    def __init__(self, shards: MappedShards, fields: Mapping[str, Field]) -> None:
+    def __init__(self, shards: MappedShards, fields: Mapping[str, Field], order: EpochOrder | None = None) -> None:
         rows = Rows(shards)
         self.fields = fields
+        self.order = order or Shuffled(int(rows.starts[-1]))
         self._shards = shards
         self._length = int(rows.starts[-1])
         self._readers = [reader(name, field, rows) for name, field in fields.items()]
@@ -96,8 +138,8 @@ class Split:
         bad = first_outside(indices, self._length)
         if bad >= 0:
             raise DataError(
-                f"Sample {indices[bad]} was asked for (entry {bad} of the indices); split {self._shards.split!r} of "
-                f"{self._shards.folder} has samples 0 to {self._length - 1}."
+                f"Sample {indices[bad]} was asked for (entry {bad} of the indices); split "
+                f"{self._shards.split!r} of {self._shards.paths[0].parent} has samples 0 to {self._length - 1}."
             )
         batch: dict[str, Array] = {}
         for field in self._readers:

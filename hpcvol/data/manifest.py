@@ -206,5 +206,14 @@ def fields_to_json(fields: Mapping[str, Field]) -> dict[str, Any]:
     }
 
 
+def fields_in_words(fields: Mapping[str, Field]) -> str:
+    """Return `fields` as one line for people."""
+    texts = []
+    for name, field in fields.items():
+        classes = f" of the classes {', '.join(field.classes)}" if field.classes else ""
+        texts.append(f"{name} ({field.dtype}{list(field.shape)}{', ragged' if field.ragged else ''}{classes})")
+    return ", ".join(texts)
+
+
 def _canonical(content: Mapping[str, Any]) -> bytes:
     return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()

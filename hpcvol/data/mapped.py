@@ -24,23 +24,22 @@ class MappedShards:
     when mapping, and again whenever blocks are touched for the first time, which finds files that were cut short since.
 
     Args:
-        folder: of the dataset.
+        files: where each shard lies, and what its manifest says of it.
         split: name, for errors.
-        shards: from the manifest.
 
     Raises:
         DataError: a shard is missing, or its size or first block is not what the manifest says.
     """
 
-    def __init__(self, folder: Path, split: str, shards: Sequence[Shard]) -> None:
-        self.folder = folder
+    def __init__(self, files: Sequence[tuple[Path, Shard]], split: str) -> None:
+        self.paths = [path for path, _ in files]
         self.split = split
-        self.shards = shards
+        self.shards = shards = [shard for _, shard in files]
         starts = np.cumsum([0, *(shard.num_blocks for shard in shards)], dtype=np.int64)
         self.first_blocks: NDArray[np.int64] = starts
         self.checked = np.zeros(int(starts[-1]), np.uint8)
         self.complete = False  # True once every block is checked: then there is nothing left to ask
-        self._maps = [_map(folder / shard.file, shard) for shard in shards]
+        self._maps = [_map(path, shard) for path, shard in files]
         self._memory = [np.frombuffer(mapped, np.uint8) for mapped in self._maps]
         # The first block holds the HDF5 header and the first rows: enough to know a file that is not the manifest's.
         self.check(starts[:-1])
@@ -73,9 +72,9 @@ class MappedShards:
             expected = shard.blocks[16 * number : 16 * number + 16]
             if found != expected:
                 raise DataError(
-                    f"Shard {self.folder / shard.file} (split {self.split}) is damaged or not the one of this dataset: "
+                    f"Shard {self.paths[owner]} (split {self.split}) is damaged or not the one of this dataset: "
                     f"block {number} (bytes {begin} to {min(begin + BLOCK_NBYTES, shard.nbytes) - 1}) has checksum "
-                    f"{found}, the manifest says {expected}. {_remedy(self.folder / shard.file, shard)}"
+                    f"{found}, the manifest says {expected}. {_remedy(self.paths[owner], shard)}"
                 )
         self.checked[blocks] = 1
         self.complete = bool(self.checked.all())
@@ -83,7 +82,7 @@ class MappedShards:
     def _check_sizes(self, owners: Iterable[int]) -> None:
         for owner in owners:
             if self._maps[owner].size() != self.shards[owner].nbytes:
-                raise _wrong_size(self.folder / self.shards[owner].file, self._maps[owner].size(), self.shards[owner])
+                raise _wrong_size(self.paths[owner], self._maps[owner].size(), self.shards[owner])
 
 
 def _map(path: Path, shard: Shard) -> mmap.mmap:

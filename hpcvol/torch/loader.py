@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hpcvol.data import order
 from hpcvol.elastic.units import UnitSpan
 from hpcvol.torch.samples import Batch, Samples
 from hpcvol.torch.seeding import EVALUATION, TRANSFORM, seed_generators, unit_generator
@@ -93,7 +92,7 @@ class Loader:
 
     def _indices(self, span: UnitSpan) -> NDArray[np.int64]:
         if self._shuffle:
-            return order(len(self.samples), self._seed, span.epoch, span.position, span.count)
+            return self.samples.order(self._seed, span.epoch, span.position, span.count)
         return np.arange(span.position, span.position + span.count)
 
     def _to_device(self, value: Any) -> Any:

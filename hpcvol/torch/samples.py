@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import default_collate
 
-from hpcvol.data import Dataset, Split
+from hpcvol.data import Dataset, Split, order
 from hpcvol.errors import DataError
 
 Batch = dict[str, Any]
@@ -24,6 +24,10 @@ class Samples(Protocol):
     """Whether `fetch` may run in a prefetch thread: it draws no numbers from global generators."""
 
     def __len__(self) -> int: ...
+
+    def order(self, seed: int, epoch: int, position: int, count: int) -> NDArray[np.int64]:
+        """Return the samples at positions `position` .. `position + count - 1` of an epoch of `len(self)` samples."""
+        return order(len(self), seed, epoch, position, count)
 
     def fetch(self, indices: NDArray[np.int64], generator: np.random.Generator) -> Batch:
         """Return the samples as one batch, transformed, on the CPU."""
@@ -45,7 +49,11 @@ class ShardSamples:
         self._transform = transform
 
     def __len__(self) -> int:
-        return len(self._split)
+        return self._split.order.num_samples
+
+    def order(self, seed: int, epoch: int, position: int, count: int) -> NDArray[np.int64]:
+        """See `Samples`: what the split says, which may be a mixture of datasets."""
+        return self._split.order(seed, epoch, position, count)
 
     def fetch(self, indices: NDArray[np.int64], generator: np.random.Generator) -> Batch:
         """Gather rows into memory of torch, aligned to 64 bytes: alignment can change the bits of a product."""
@@ -73,6 +81,10 @@ class MapSamples:
 
     def __len__(self) -> int:
         return len(self._dataset)
+
+    def order(self, seed: int, epoch: int, position: int, count: int) -> NDArray[np.int64]:
+        """See `Samples`: every sample once."""
+        return order(len(self._dataset), seed, epoch, position, count)
 
     def fetch(self, indices: NDArray[np.int64], generator: np.random.Generator) -> Batch:
         """Collate samples with torch's default rules."""

@@ -68,9 +68,10 @@ class SourceConfig(_Section):
 class DataConfig(_Section):
     """What the model is trained on."""
 
-    path: str = Field(
+    path: str | Annotated[dict[str, PositiveFloat], Field(min_length=1)] = Field(
         description="A dataset folder, as `hpcvol data build` makes it, or `file.py:function`, which is called with "
-        "the name of a split and returns a map-style torch dataset."
+        'the name of a split and returns a map-style torch dataset. Or several folders: `{ "a/" = 2, "b/" = 0.5 }` '
+        "takes every training sample of `a/` twice an epoch and half of those of `b/`, in turn."
     )
     source: SourceConfig | None = Field(
         default=None, description="How to build `path` where it does not exist yet: see the keys of `[data.source]`."
@@ -91,11 +92,23 @@ class DataConfig(_Section):
 
     @model_validator(mode="after")
     def _source_builds_a_folder(self) -> Self:
-        if self.source is not None and is_reference(self.path):
+        if self.source is not None and not isinstance(self.path, str):
+            raise ValueError("data.path names several datasets and [data.source] builds one: give one of the two")
+        if self.source is not None and isinstance(self.path, str) and is_reference(self.path):
             raise ValueError(
                 f"data.path = {self.path!r} is a function and [data.source] builds a folder: give one of the two"
             )
+        if isinstance(self.path, dict) and len({os.path.normpath(path) for path in self.path}) < len(self.path):
+            raise ValueError("data.path names the same folder twice: give it once, with the sum of the weights")
+        for path in self.path if isinstance(self.path, dict) else ():
+            if is_reference(path):
+                raise ValueError(f"data.path mixes datasets, and {path!r} is a function: build a dataset of it first")
         return self
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The dataset folders of `path` and their weights."""
+        return self.path if isinstance(self.path, dict) else {self.path: 1.0}
 
 
 class OptimizerConfig(_Section):
@@ -355,7 +368,9 @@ def _map_paths(config: Config, change: Callable[[str], str]) -> Config:
             "model": model.model_copy(update={"build": reference(model.build), "weights": optional(model.weights)}),
             "data": data.model_copy(
                 update={
-                    "path": place(data.path),
+                    "path": place(data.path)
+                    if isinstance(data.path, str)
+                    else {place(path): weight for path, weight in data.path.items()},
                     "source": source,
                     "transform": reference(data.transform),
                     "eval_transform": reference(data.eval_transform),

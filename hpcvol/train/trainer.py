@@ -29,11 +29,12 @@ from hpcvol.train.completion import SUMMARY_NAME
 from hpcvol.train.config import Config, is_reference
 from hpcvol.train.files import finite, write_whole, writing
 from hpcvol.train.optimizers import learning_rate_factor
-from hpcvol.train.parts import build_model, build_optimizer, load_hook, open_data, user_files
+from hpcvol.train.parts import build_model, build_optimizer, load_hook, user_files
 from hpcvol.train.progress import Progress
 from hpcvol.train.report import Report, duration
 from hpcvol.train.resuming import Found, check_numerics, find_newest, load, receive_state
 from hpcvol.train.run_copies import RunCopies
+from hpcvol.train.run_data import open_data
 from hpcvol.train.run_directory import CHECKPOINTS_NAME, METRICS_NAME
 from hpcvol.train.saving import Saver
 from hpcvol.train.stopping import StopRequest
@@ -240,14 +241,15 @@ class Trainer:
 
     def _tell_what_is_not_shared(self) -> None:
         """Say in one line what hosts do not share, and what follows. Collective; on one host nothing is done."""
-        data = self._config.data.path
-        project, rows = shared(self._group, [self._config.folder, Path(data)])
+        folders = list(self._config.data.weights)
+        project, *datasets = shared(self._group, [self._config.folder, *map(Path, folders)])
         found = [self._copies.describe()]
         if not project.by_all:
             given = "those without are given Python files" if ABSENT in project.first else "the same files on each"
             found.append(f"the project {self._config.folder} ({given})")
-        if not rows.by_all and not is_reference(data):
-            found.append(f"the data {data} (each host reads its own)")
+        for folder, rows in zip(folders, datasets, strict=True):
+            if not rows.by_all and not is_reference(folder):
+                found.append(f"the data {folder} (each host reads its own)")
         if any(found):
             self._report.say(f"hosts do not share {'; '.join(filter(None, found))}")
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
-from hpcvol.data.manifest import Field
+from hpcvol.data.manifest import Field, fields_in_words
 from hpcvol.data.sources.source import LinkedSection, Section, Source
 from hpcvol.errors import DataError
 
@@ -26,8 +26,8 @@ class AssignedSources:
         for split, source in sources.items():
             if source.fields != first.fields:
                 raise DataError(
-                    f"The input of split {split} has {_words(source.fields)}; that of {first_split} has "
-                    f"{_words(first.fields)}. The splits of a dataset need the same."
+                    f"The input of split {split} has {fields_in_words(source.fields)}; that of {first_split} has "
+                    f"{fields_in_words(first.fields)}. The splits of a dataset need the same."
                 )
         counts = [source.expected_rows for source in self._sources]
         self.expected_rows = None if None in counts else sum(count or 0 for count in counts)
@@ -42,11 +42,3 @@ class AssignedSources:
         for index, source in enumerate(self._sources):
             for section in source.sections(lambda number, index=index: wanted(number * count + index)):  # type: ignore[misc]
                 yield replace(section, number=section.number * count + index)
-
-
-def _words(fields: Mapping[str, Field]) -> str:
-    texts = []
-    for name, field in fields.items():
-        classes = f" of the classes {', '.join(field.classes)}" if field.classes else ""
-        texts.append(f"{name} ({field.dtype}{list(field.shape)}{', ragged' if field.ragged else ''}{classes})")
-    return ", ".join(texts)
