@@ -98,7 +98,7 @@ def test_make_train(data: Path, tmp_path: Path, run_program: RunProgram) -> None
         [*HPCVOL, "train", str(ROOT / train[2]), *train[3:], *short, "--run-dir", run_dir], seconds=120
     )
     assert result.returncode == 0, result.stderr
-    result = run_program([sys.executable, str(ROOT / report[1]), run_dir])
+    result = run_program([sys.executable, str(ROOT / report[1]), run_dir], seconds=150)
     assert result.returncode == 0, result.stderr
     assert "this model, after 2 steps" in result.stdout
 
