@@ -20,6 +20,7 @@ LAYERS = [
     {"strategies"},
     {"torch"},
     {"train"},
+    {"doctor"},
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

@@ -3,6 +3,7 @@
 import typer
 
 from hpcvol.cli.data import data_commands
+from hpcvol.cli.doctor import doctor
 from hpcvol.cli.new import new
 from hpcvol.cli.show import show
 from hpcvol.cli.train import train
@@ -21,6 +22,7 @@ app.command()(new)
 app.add_typer(data_commands, name="data")
 app.command()(show)
 app.command()(verify)
+app.command()(doctor)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from launched import RunProgram
 HPCVOL = [sys.executable, "-m", "hpcvol.cli"]
 
 
-@pytest.mark.parametrize("command", ["", "train", "new", "data build", "show", "verify"])
+@pytest.mark.parametrize("command", ["", "train", "new", "data build", "show", "verify", "doctor"])
 def test_help_loads_neither_torch_nor_mpi(command: str) -> None:
     code = (
         "import atexit, sys\n"
