@@ -9,6 +9,11 @@ def variable(name: str) -> str | None:
     return os.environ.get(name) or None
 
 
+def expand(text: str) -> str:
+    """Return `text` with `$NAME` and `${NAME}` replaced by what the variables hold; unset ones stay as they are."""
+    return os.path.expandvars(text)
+
+
 def snapshot() -> Mapping[str, str]:
     """Return a copy of the whole environment, for a child process."""
     return dict(os.environ)

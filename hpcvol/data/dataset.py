@@ -27,14 +27,20 @@ class Dataset:
         id: digest of the content, 32 hexadecimal digits.
         fields: the parts of every sample, by name.
         splits: number of samples of each split, by name.
+
+    Args:
+        path: the folder, here or on another host.
+        manifest: what it holds.
+        elsewhere: where shards lie that do not lie in the folder, by the name that the manifest has for them.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: Manifest, elsewhere: Mapping[str, Path] | None = None) -> None:
         self.path = path
         self.id = manifest.id
         self.fields: Mapping[str, Field] = manifest.fields
         self.splits: Mapping[str, int] = {name: manifest.rows(name) for name in manifest.splits}
         self._manifest = manifest
+        self._elsewhere = elsewhere or {}
 
     @classmethod
     def open(cls, path: str | Path) -> "Dataset":
@@ -71,7 +77,8 @@ class Dataset:
 
     def files(self, split: str) -> list[tuple[Path, Shard]]:
         """Return the shards of split `split`, in the order of their rows, and where each lies."""
-        return [(self.path / shard.file, shard) for shard in self._manifest.splits.get(split, ())]
+        shards = self._manifest.splits.get(split, ())
+        return [(self._elsewhere.get(shard.file, self.path / shard.file), shard) for shard in shards]
 
 
 class EpochOrder(Protocol):

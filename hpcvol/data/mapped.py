@@ -40,16 +40,39 @@ class MappedShards:
         self.checked = np.zeros(int(starts[-1]), np.uint8)
         self.complete = False  # True once every block is checked: then there is nothing left to ask
         self._maps = [_map(path, shard) for path, shard in files]
+        self._addresses: dict[str, NDArray[np.int64]] = {}
         self._memory = [np.frombuffer(mapped, np.uint8) for mapped in self._maps]
         # The first block holds the HDF5 header and the first rows: enough to know a file that is not the manifest's.
         self.check(starts[:-1])
 
     def addresses(self, array: str) -> NDArray[np.int64]:
-        """Return int64[shards]: the address in memory of the data of `array` in each shard."""
-        starts = [
-            memory.ctypes.data + shard.offsets[array] for memory, shard in zip(self._memory, self.shards, strict=True)
-        ]
-        return np.array(starts, np.int64)
+        """Return int64[shards]: the address in memory of the data of `array` in each shard; `move` changes it."""
+        if array not in self._addresses:
+            starts = [self._address(number, array) for number in range(len(self.shards))]
+            self._addresses[array] = np.array(starts, np.int64)
+        return self._addresses[array]
+
+    def move(self, number: int, path: Path, *, trusted: bool) -> None:
+        """Read shard `number` from the file `path` from now on. No other thread may read meanwhile.
+
+        Args:
+            number: of the shard.
+            path: a file of the same content.
+            trusted: True where all its blocks were checked already.
+
+        Raises:
+            DataError: it is missing, or of another size; then nothing has changed.
+        """
+        self._maps[number] = _map(path, self.shards[number])
+        self._memory[number] = np.frombuffer(self._maps[number], np.uint8)
+        self.paths[number] = path
+        for array, addresses in self._addresses.items():
+            addresses[number] = self._address(number, array)
+        self.checked[self.first_blocks[number] : self.first_blocks[number + 1]] = trusted
+        self.complete = bool(self.checked.all())
+
+    def _address(self, number: int, array: str) -> int:
+        return int(self._memory[number].ctypes.data) + self.shards[number].offsets[array]
 
     def positions(self, array: str) -> NDArray[np.int64]:
         """Return int64[shards]: where the data of `array` begins, in bytes counted through all blocks."""

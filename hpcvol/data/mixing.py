@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcvol.data.dataset import Dataset, Split
-from hpcvol.data.manifest import Shard, fields_in_words
+from hpcvol.data.cached import CachedSplit
+from hpcvol.data.dataset import Dataset, EpochOrder, Split
+from hpcvol.data.manifest import fields_in_words
 from hpcvol.data.mapped import MappedShards
 from hpcvol.data.order import order
 from hpcvol.errors import DataError
@@ -36,10 +37,21 @@ def mix(weights: Mapping[str | Path, float], split: str = "train") -> Split:
     return concatenate(datasets, split, MixedOrder(rows, list(weights.values())))
 
 
-def concatenate(datasets: Sequence[Dataset], split: str, mixed: "MixedOrder | None" = None) -> Split:
-    """Return split `split` of datasets of the same fields, one after the other; `mixed` says in which epochs."""
-    files: list[tuple[Path, Shard]] = [file for dataset in datasets for file in dataset.files(split)]
-    return Split(MappedShards(files, split), datasets[0].fields, mixed)
+def concatenate(
+    datasets: Sequence[Dataset], split: str, order: EpochOrder | None = None, cache: Path | None = None
+) -> Split:
+    """Return split `split` of datasets of the same fields, one after the other.
+
+    Args:
+        datasets: at least one.
+        split: of those that have it.
+        order: what training visits; every row once by default.
+        cache: folder of the node's own copies, see `CachedSplit`.
+    """
+    files = [file for dataset in datasets for file in dataset.files(split)]
+    if cache is not None:
+        return CachedSplit(files, split, datasets[0].fields, order, cache)
+    return Split(MappedShards(files, split), datasets[0].fields, order)
 
 
 def check_same_fields(datasets: Sequence[Dataset]) -> None:

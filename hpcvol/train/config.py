@@ -86,6 +86,17 @@ class DataConfig(_Section):
         default=None,
         description="The same for the validation and test splits; `hpcvol.data.images:decode` decodes pictures.",
     )
+    cache: str | None = Field(
+        default=None,
+        description="A folder on each node's own disk, such as `$TMPDIR/hpcvol` (with the node's own variables), to "
+        "which the training split's shards are copied while training runs; what is not there yet is read where it "
+        "lies. A node that does not have the data is given it there by one that has.",
+    )
+    window: PositiveInt | None = Field(
+        default=None,
+        description="Shards whose samples are shuffled together; left out, all of them. For data larger than the disk "
+        "of `cache`, which then moves along and needs room for two windows. It changes the order of samples.",
+    )
     train_split: str = Field(default="train", description="Name of the split to train on.")
     val_split: str = Field(default="val", description="Name of the split that validations read.")
     test_split: str = Field(default="test", description="Name of the split read once, when training has ended.")
@@ -98,6 +109,10 @@ class DataConfig(_Section):
             raise ValueError(
                 f"data.path = {self.path!r} is a function and [data.source] builds a folder: give one of the two"
             )
+        if self.window is not None and (isinstance(self.path, dict) or is_reference(self.path)):
+            raise ValueError("data.window shuffles shards of one dataset folder: data.path is no single folder")
+        if self.cache is not None and isinstance(self.path, str) and is_reference(self.path):
+            raise ValueError(f"data.cache holds shards, and data.path = {self.path!r} is a function: leave it out")
         if isinstance(self.path, dict) and len({os.path.normpath(path) for path in self.path}) < len(self.path):
             raise ValueError("data.path names the same folder twice: give it once, with the sum of the weights")
         for path in self.path if isinstance(self.path, dict) else ():
