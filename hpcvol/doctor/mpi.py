@@ -1,10 +1,12 @@
 """MPI and its launcher. Everything is tried in other processes: an MPI may end its process, or hang."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hpcvol import environment
 from hpcvol.comm import launch_command, under_launcher
 from hpcvol.comm.launcher import MPICH, OPEN_MPI, library_name, vendor_of
 from hpcvol.doctor.asking import Answer, ask, json_lines
@@ -62,6 +64,7 @@ def _check_launcher(library: str, facts: dict[str, Any]) -> Iterator[Finding]:
         yield wrong(_TOPIC, "launcher", str(error), _INSTALL)
         return
     yield ok(_TOPIC, "launcher", f"{launch.argv[0]} belongs to it")
+    yield from _other_launchers(library)
     if under_launcher():
         yield note(_TOPIC, "faults", "not tried: this process is a rank itself", "run `hpcvol doctor` without mpiexec")
     elif vendor_of(library) == OPEN_MPI and Path(launch.argv[0]).name == "mpiexec":
@@ -75,6 +78,20 @@ def _check_launcher(library: str, facts: dict[str, Any]) -> Iterator[Finding]:
             "nothing, if going on from the last checkpoint is enough; else use Open MPI 5",
         )
     yield _cuda(facts.get("cuda"))
+
+
+def _other_launchers(library: str) -> Iterator[Finding]:
+    """Name every mpiexec on PATH that starts ranks of another MPI: whoever types it gets runs of one rank each."""
+    for folder in dict.fromkeys((environment.variable("PATH") or "").split(os.pathsep)):
+        mpiexec = Path(folder) / "mpiexec"
+        if not folder or not os.access(mpiexec, os.X_OK):
+            continue
+        version = ask([str(mpiexec), "--version"], 3.0)
+        other = vendor_of(version.stdout + version.stderr)
+        if other is not None and other != vendor_of(library):
+            yield note(
+                _TOPIC, "launcher", f"{mpiexec} is of {other} and does not belong to it", "start with `hpcvol train`"
+            )
 
 
 def _fault_tolerance(answer: Answer, facts: dict[str, Any]) -> Finding:

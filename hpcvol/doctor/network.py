@@ -57,6 +57,7 @@ def interfaces() -> list[Interface]:
 def check_network() -> Iterator[Finding]:
     """Yield what there is to say of this host's interfaces and of its name."""
     yield from judge(interfaces())
+    yield from infiniband(Path("/sys/class/infiniband"))
     yield _own_name()
 
 
@@ -75,6 +76,20 @@ def judge(found: Iterable[Interface]) -> Iterator[Finding]:
         )
     if not real:
         yield note(_TOPIC, "interfaces", "none but the loopback: runs stay on this host")
+
+
+def infiniband(folder: Path) -> Iterator[Finding]:
+    """Say which InfiniBand and Omni-Path ports there are, from `/sys/class/infiniband`."""
+    for port in sorted(folder.glob("*/ports/*")):
+        try:
+            state, rate = ((port / name).read_text().strip() for name in ("state", "rate"))
+        except OSError:
+            continue
+        name, found = port.parts[-3], f"port {port.name}: {state.partition(': ')[2] or state}, {rate}"
+        if "ACTIVE" in state:
+            yield ok(_TOPIC, name, found)
+        else:
+            yield note(_TOPIC, name, found, "ask who runs this host whether its cable is in and a subnet manager runs")
 
 
 def exclude(traps: Iterable[Interface]) -> str:

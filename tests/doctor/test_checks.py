@@ -213,6 +213,27 @@ def test_bridges_of_containers_are_traps() -> None:
     assert "none but the loopback" in by_name(network.judge([trap]))["interfaces"].found
 
 
+def test_infiniband(tmp_path: Path) -> None:
+    for device, state in (("mlx5_0", "4: ACTIVE"), ("mlx5_1", "1: DOWN")):
+        port = tmp_path / device / "ports" / "1"
+        port.mkdir(parents=True)
+        (port / "state").write_text(f"{state}\n")
+        (port / "rate").write_text("100 Gb/sec (4X EDR)\n")
+    said = by_name(network.infiniband(tmp_path))
+    assert said["mlx5_0"].status is Status.OK
+    assert "ACTIVE, 100 Gb/sec" in said["mlx5_0"].found
+    assert said["mlx5_1"].status is Status.NOTE
+    assert list(network.infiniband(tmp_path / "absent")) == []
+
+
+def test_an_mpiexec_of_another_mpi_is_named(on_path: Path) -> None:
+    other = "HYDRA build details" if vendor_of(loaded_library()) == OPEN_MPI else "mpiexec (Open MPI) 5.0"
+    program(on_path, "mpiexec", f"echo '{other}'")
+    said = [one for one in check_mpi() if one.name == "launcher"]
+    assert [one.status for one in said] == [Status.OK, Status.NOTE]
+    assert f"{on_path}/mpiexec is of " in said[1].found
+
+
 def test_a_name_without_an_address_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network.socket, "gethostname", lambda: "no-such-host.invalid")
     monkeypatch.setattr(network.socket, "gethostbyname", _no_address)
