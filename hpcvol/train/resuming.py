@@ -22,7 +22,7 @@ _REMEDIES = {
     "torch build": "install the build of torch that it was",
     "device": "take nodes that have it (train.device, or Slurm's --gres)",
     "threads": "set train.threads = {then}",
-    "instruction set": "set the environment variable ATEN_CPU_CAPABILITY={then}, on nodes that have it",
+    "instruction set": "set the environment variable ATEN_CPU_CAPABILITY={lower}, on nodes that have it",
     "processor": "take nodes that have it (Slurm's --constraint)",
 }
 
@@ -162,11 +162,11 @@ def check_numerics(name: str, then: Sequence[Numerics], now: Sequence[Numerics])
     if any(one in then for one in now):
         return
     old, new = then[0], now[0]
-    different = [key for key in new if new[key] != old.get(key)]
-    found = "; ".join(f"{key}: {old.get(key)}, now {new[key]}" for key in different)
-    remedies = ", ".join(_REMEDIES[key].format(then=old.get(key)) for key in different)
+    different = [key for key in new if new[key] != old[key]]
+    found = "; ".join(f"{key}: {old[key]}, now {new[key]}" for key in different)
+    remedies = ", ".join(_REMEDIES[key].format(then=old[key], lower=old[key].lower()) for key in different)
     raise CheckpointError(
         f"{name} was computed by another numerics class ({found}), which gives other bits, so that the exact sum's "
-        f"promise would not hold. To go on with the same bits {remedies}. Else start over with --fresh, or go on "
+        f"promise would not hold. To go on with the same bits, {remedies}. Else start over with --fresh, or go on "
         'without that promise: --set train.sum="float"'
     )

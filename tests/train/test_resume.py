@@ -5,13 +5,19 @@ import shutil
 import signal
 import subprocess
 import sys
+from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from digits_project import Project, first_ranks, what_decides, without_rates
+from launched import RunProgram
+from numpy.typing import NDArray
+from patience import until
 
 from hpcvol import environment
 from hpcvol.comm import Group, launch_command
+from hpcvol.data import Dataset, Split, order
 from hpcvol.errors import ConfigError
 from hpcvol.train.stopping import StopRequest
 from hpcvol.train.trainer import Trainer
@@ -268,6 +274,7 @@ def test_a_killed_job_goes_on_from_its_periodic_checkpoint(project: Project) -> 
         job = psutil.Process(process.pid)
         assert process.stdout is not None
         reached = any(line.startswith("step 13/") for line in process.stdout)
+        until(lambda: max(project.steps("run"), default=0) >= 10)  # written behind training
         ranks = [child for child in job.children(recursive=True) if "hpcvol.cli" in child.cmdline()]
         for one in (job, *job.children(recursive=True)):
             one.kill()
@@ -283,6 +290,119 @@ def test_a_killed_job_goes_on_from_its_periodic_checkpoint(project: Project) -> 
     assert project.train("never", *settings)
     assert what_decides(project.summary("run")) == what_decides(project.summary("never"))
     assert without_rates(project.metrics("run")) == without_rates(project.metrics("never"))
+
+
+IN_STEP = """
+import os, signal
+from digits import Digits
+class Stops(Digits):
+    units = 0
+    def forward(self, x, y):
+        Stops.units += self.training
+        if Stops.units == 3 + 3 * 8 + 5:  # the probe, three steps of eight units, and within the fourth
+            os.kill(os.getpid(), signal.{signal})
+        return super().forward(x, y)
+def build(): return Stops(8, 0.1)
+"""
+
+
+@pytest.mark.parametrize("by", ["SIGUSR1", "SIGTERM"])
+def test_a_signal_within_a_step_loses_nothing(project: Project, by: str) -> None:
+    project.write("stops.py", IN_STEP.format(signal=by))
+    project.write("plain.py", "from digits import build as plain\ndef build(): return plain(8, 0.1)\n")
+    overrides = ("model.args={}", "checkpoint.every_steps=0")
+    assert not project.train("run", "model.build=stops.py:build", *overrides)
+    assert project.steps("run") == [4]
+    assert project.metrics("run")[-1]["step"] == 4
+    assert project.train("never", "model.build=plain.py:build", *overrides)
+    config = project.folder / "run" / "config.toml"
+    config.write_text(config.read_text().replace("stops.py", "plain.py"))
+    assert project.train("run", "model.build=plain.py:build", *overrides)
+    assert what_decides(project.summary("run")) == what_decides(project.summary("never"))
+
+
+KILLED = """
+import os, pathlib, signal, sys, time
+from hpcvol import Trainer, load_config
+job, run = map(pathlib.Path, sys.argv[1:])
+def lost():
+    # After step 7, once the checkpoint that was begun after step 6 is there.
+    until = time.monotonic() + 20
+    while not (run / "checkpoints" / "step-00000006").exists() and time.monotonic() < until:
+        time.sleep(0.001)
+    os.write(1, b"lost power")
+    os.kill(os.getpid(), signal.SIGKILL)
+import hpcvol.train.report as report
+real = report.Report.metrics
+def metrics(self, step, values):
+    real(self, step, values)
+    if step == 7:
+        lost()
+report.Report.metrics = metrics
+Trainer(load_config(job, ["checkpoint.every_steps=3", "train.steps=9"]), run).fit()
+"""
+
+
+def test_without_a_signal_at_most_the_interval_is_lost(project: Project, run_program: RunProgram) -> None:
+    done = run_program([sys.executable, "-c", KILLED, str(project.job), str(project.folder / "run")])
+    assert done.returncode == -signal.SIGKILL
+    assert done.stdout.endswith("lost power")
+    assert project.metrics("run")[-1]["step"] == 7
+    assert project.steps("run")[-1] == 6
+    settings = ("checkpoint.every_steps=3", "train.steps=9")
+    assert project.train("run", *settings)
+    assert project.train("never", *settings)
+    assert what_decides(project.summary("run")) == what_decides(project.summary("never"))
+    assert without_rates(project.metrics("run")) == without_rates(project.metrics("never"))
+
+
+@pytest.mark.parametrize("group", [3], indirect=True, ids=["3ranks"])
+def test_going_on_at_another_rank_count_reads_only_what_its_steps_need(
+    group: Group, shared_project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = shared_project
+    with first_ranks(group, 2) as two:
+        if two is not None:
+            assert project.train("run", "train.steps=3", group=two)
+    read: list[int] = []
+    take = Split.take
+
+    def spy(split: Split, indices: NDArray[np.int64], **more: Any) -> Any:
+        if len(split) == rows:
+            read.extend(map(int, indices))
+        return take(split, indices, **more)
+
+    rows = len(Dataset.open(project.config().data.path).split("train"))
+    monkeypatch.setattr(Split, "take", spy)
+    assert project.train("run", "train.steps=6", group=group)
+    needed = order(rows, seed=0, epoch=0, position=3 * 64, count=4 * 64)  # step 6 is read ahead
+    everybody = group.gather_objects(read)
+    assert {index for one in everybody for index in one} <= set(map(int, needed))
+    assert all(everybody)
+    # Each sample by one rank, but for the probe's two units, which each computes, one of them twice.
+    assert sum(map(len, everybody)) <= needed.size + group.size * 3 * 8
+
+
+def test_another_unit_size_is_refused(project: Project) -> None:
+    assert project.train("run", "train.steps=2")
+    with pytest.raises(ConfigError, match=r"train\.unit_size: 8 -> 16") as caught:
+        project.train("run", "train.unit_size=16")
+    assert caught.value.everywhere
+
+
+def test_what_cannot_change_a_bit_may_change(project: Project) -> None:
+    assert project.train("run", "train.steps=3")
+    changed = (
+        "comm.algorithm=ring",
+        "checkpoint.every_steps=1",
+        "checkpoint.keep=1",
+        "checkpoint.copies=2",
+        "checkpoint.mtbf_hours=3.0",
+        "train.log_every_steps=2",
+    )
+    assert project.train("run", *changed)
+    assert project.train("never")
+    assert what_decides(project.summary("run")) == what_decides(project.summary("never"))
 
 
 def test_a_stop_that_was_asked_for_before_training_began_comes_after_one_step(project: Project) -> None:

@@ -1,0 +1,49 @@
+"""docs/run-directory.md tells of every file and field that a run writes, and of no other."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from digits_project import Project
+
+PAGE = Path(__file__).parents[2] / "docs" / "run-directory.md"
+
+
+def documented(section: str) -> set[str]:
+    """Return the first column of the tables in a section of the page, but for what is said of work lost."""
+    text = PAGE.read_text(encoding="utf-8")
+    body = re.split(rf"^#+ {re.escape(section)}$", text, flags=re.MULTILINE)[1]
+    body = re.split(r"^#+ ", body, flags=re.MULTILINE)[0]
+    return set(re.findall(r"^\| `([^`]+)` \|", body, flags=re.MULTILINE))
+
+
+def fields(state: dict[str, Any], nested: tuple[str, ...] = ()) -> Iterator[str]:
+    for key, value in state.items():
+        if key in nested:
+            yield from (f"{key}.{inner}" for inner in value)
+        else:
+            yield key
+
+
+def test_every_file_and_field(project: Project) -> None:
+    assert project.train("run", "checkpoint.every_steps=4", "train.validate_every_steps=4", "checkpoint.keep=1")
+    run = project.folder / "run"
+    found = {
+        f"{path.relative_to(run)}{'/' if path.is_dir() and not path.is_symlink() else ''}" for path in run.iterdir()
+    }
+    found |= {f"checkpoints/{path.name}{'' if path.is_symlink() else '/'}" for path in (run / "checkpoints").iterdir()}
+    files = {name.replace("00000120", "00000006") for name in documented("The run directory")}
+    assert found - {"checkpoints/"} == files
+    checkpoint = project.checkpoint("run", 6)
+    assert {path.name for path in checkpoint.iterdir()} == documented("A checkpoint")
+    state = json.loads((checkpoint / "state.json").read_text())
+    assert set(fields(state, ("run", "progress"))) == documented("state.json")
+    assert set(json.loads((run / "summary.json").read_text())) == documented("summary.json")
+    lines = project.metrics("run")
+    own = {"accuracy"}
+    assert {key for line in lines for key in line} - own == documented("metrics.jsonl")
+    (numerics,) = state["numerics"]
+    text = PAGE.read_text(encoding="utf-8")
+    assert all(f"`{key}`" in text for key in numerics)
