@@ -1,6 +1,6 @@
 """Going on from a checkpoint that one member has: it reads, and all others get what it read over MPI."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,6 @@ from hpcvol.torch.staging import broadcast_tensor
 from hpcvol.train import checkpoint
 from hpcvol.train.checkpoint import Checkpoints
 from hpcvol.train.checkpoint_files import MODEL
-
-Numerics = dict[str, str]
-
-_REMEDIES = {
-    "torch": "install torch {then}",
-    "torch build": "install the build of torch that it was",
-    "device": "take nodes that have it (train.device, or Slurm's --gres)",
-    "threads": "set train.threads = {then}",
-    "instruction set": "set the environment variable ATEN_CPU_CAPABILITY={lower}, on nodes that have it",
-    "processor": "take nodes that have it (Slurm's --constraint)",
-}
 
 
 @dataclass(frozen=True)
@@ -102,6 +91,20 @@ def load(run: Run, found: Found) -> None:
         checkpoint.load_optimizer(path, stored, run.optimizer)
 
 
+def start_from(run: Run, weights: Path) -> None:
+    """Give the models of all members the weights in a file that one of them has. Collective.
+
+    Raises:
+        CheckpointError: no member has it, or it is of another model; the same on every member.
+    """
+    has = run.group.gather_objects(weights.is_file())
+    owner = has.index(True) if any(has) else 0
+    with together(run.group, "loading model.weights"):
+        if run.group.rank == owner:
+            checkpoint.load_weights(weights, run.model)
+    run.broadcast_model(owner)
+
+
 @dataclass(frozen=True)
 class _Missing:
     """Stands for a tensor that follows."""
@@ -144,29 +147,3 @@ def _map(tree: Any, change: Any) -> Any:
     if isinstance(tree, (list, tuple)) and not isinstance(tree, torch.Size):
         return type(tree)([_map(value, change) for value in tree])
     return change(tree)
-
-
-def check_numerics(name: str, then: Sequence[Numerics], now: Sequence[Numerics]) -> None:
-    """Refuse to go on where no member computes in a numerics class that the checkpoint was computed in. Local.
-
-    One is enough: the probe has members of different classes compare their bits, at the start then and now.
-
-    Args:
-        name: the checkpoint in words.
-        then: classes of the members that computed it.
-        now: classes of the members that are to go on.
-
-    Raises:
-        CheckpointError: names what differs, and what to do.
-    """
-    if any(one in then for one in now):
-        return
-    old, new = then[0], now[0]
-    different = [key for key in new if new[key] != old[key]]
-    found = "; ".join(f"{key}: {old[key]}, now {new[key]}" for key in different)
-    remedies = ", ".join(_REMEDIES[key].format(then=old[key], lower=old[key].lower()) for key in different)
-    raise CheckpointError(
-        f"{name} was computed by another numerics class ({found}), which gives other bits, so that the exact sum's "
-        f"promise would not hold. To go on with the same bits, {remedies}. Else start over with --fresh, or go on "
-        'without that promise: --set train.sum="float"'
-    )

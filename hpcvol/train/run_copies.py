@@ -4,7 +4,7 @@ from pathlib import Path
 
 from hpcvol.comm import ABSENT, Group, shared, together
 from hpcvol.comm.files import pass_file
-from hpcvol.train.config import Config
+from hpcvol.train.config import Config, is_reference
 from hpcvol.train.run_directory import CONFIG_NAME, METRICS_NAME, RunDirectory
 
 
@@ -69,14 +69,25 @@ class RunCopies:
         if self._group.any(wanted) and self._group.broadcast_object(path.exists(), owner):
             pass_file(self._group, owner, path, path if wanted else None)
 
-    def describe(self) -> str | None:
-        """Return where the run is kept, None where all hosts see it. Local."""
-        if self._sharing.by_all:
-            return None
-        hosts = " and ".join(self._group.hosts[rank] for rank in self.keepers)
-        one = len(self.keepers) == 1
-        advice = "; checkpoint.copies = 2 would keep a copy on a second host" if one else ""
-        return f"the run directory (kept on {hosts}{advice})"
+    def what_is_not_shared(self) -> str | None:
+        """Return one line that says what hosts do not share, and what follows; None where they share all."""
+        config = self._config
+        datasets = [path for path in config.data.weights if not is_reference(path)]
+        project, *data = shared(self._group, [config.folder, *map(Path, datasets)])
+        found = []
+        if not self._sharing.by_all:
+            hosts = " and ".join(self._group.hosts[rank] for rank in self.keepers)
+            advice = "; checkpoint.copies = 2 would keep a copy on a second host" if len(self.keepers) == 1 else ""
+            found.append(f"the run directory (kept on {hosts}{advice})")
+        if not project.by_all:
+            files = "those without are given its Python files" if ABSENT in project.first else "the same files on each"
+            found.append(f"the project {config.folder} ({files})")
+        found += [
+            f"the data {path} (each host reads its own)"
+            for path, one in zip(datasets, data, strict=True)
+            if not one.by_all
+        ]
+        return f"hosts do not share {'; '.join(found)}" if found else None
 
     def release(self) -> None:
         """Let other jobs have the directories. Local."""

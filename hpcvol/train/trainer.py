@@ -5,14 +5,13 @@ import logging
 import math
 import time
 from contextlib import nullcontext
-from enum import IntFlag
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hpcvol import environment
-from hpcvol.comm import ABSENT, Group, shared, together
+from hpcvol.comm import Group, together
 from hpcvol.comm import start as start_mpi
 from hpcvol.errors import CheckpointError, ConfigError, ModelError
 from hpcvol.torch.device import choose_device, choose_threads, make_deterministic
@@ -24,15 +23,17 @@ from hpcvol.torch.run import Run, Settings
 from hpcvol.torch.samples import Samples
 from hpcvol.torch.step import Step
 from hpcvol.train.cadence import Cadence
-from hpcvol.train.checkpoint import Checkpoints, load_weights
+from hpcvol.train.checkpoint import Checkpoints
 from hpcvol.train.completion import SUMMARY_NAME
-from hpcvol.train.config import Config, is_reference
+from hpcvol.train.config import Config
 from hpcvol.train.files import finite, write_whole, writing
+from hpcvol.train.notices import Notice, exchange
+from hpcvol.train.same_numerics import check_numerics, distinct
 from hpcvol.train.optimizers import learning_rate_factor
 from hpcvol.train.parts import build_model, build_optimizer, load_hook, user_files
 from hpcvol.train.progress import Progress
 from hpcvol.train.report import Report, duration
-from hpcvol.train.resuming import Found, check_numerics, find_newest, load, receive_state
+from hpcvol.train.resuming import Found, find_newest, load, receive_state, start_from
 from hpcvol.train.run_copies import RunCopies
 from hpcvol.train.run_data import open_data
 from hpcvol.train.run_directory import CHECKPOINTS_NAME, METRICS_NAME
@@ -44,15 +45,6 @@ logger = logging.getLogger("hpcvol")
 
 # How long a second Ctrl-C, which ends the run at once, waits for a checkpoint that is being written.
 _AT_ONCE_SECONDS = 2.0
-
-
-class Notice(IntFlag):
-    """What members tell each other after each step, in the one collective that it has anyway."""
-
-    STOP = 1  # somebody was asked to stop
-    FAILED = 2  # somebody's checkpoint could not be written
-    BUSY = 4  # somebody is writing one
-    DUE = 8  # the first member wants one
 
 
 class Trainer:
@@ -140,7 +132,7 @@ class Trainer:
         choose_threads(config.train.threads, exact, group)
         if exact:
             make_deterministic(device)
-        self._numerics = _distinct(group.gather_objects(numerics_class()))
+        self._numerics = distinct(group.gather_objects(numerics_class()))
         self._data = open_data(config, group)
         with together(group, "building the model"):
             model = build_model(config).to(device)
@@ -174,8 +166,8 @@ class Trainer:
         )
         # Until here nothing in the folder has changed: whatever is refused leaves a former run as it was.
         resumed = None if self._fresh else self._resume()
-        if resumed is None:
-            self._load_weights()
+        if resumed is None and config.model.weights is not None:
+            start_from(self.run, Path(config.model.weights))
         self._copies.begin()
         if resumed is not None:
             self._copies.take_metrics(resumed.owner)
@@ -183,7 +175,8 @@ class Trainer:
         with together(group, "opening the run directory"):
             self._report.forget_after(self.run.step)
         self._introduce(resumed)
-        self._tell_what_is_not_shared()
+        if not_shared := self._copies.what_is_not_shared():
+            self._report.say(not_shared)
 
     def _resume(self) -> Found | None:
         """Go on from the newest checkpoint that is whole; return it, None where there is none. Collective."""
@@ -199,7 +192,7 @@ class Trainer:
                 )
             if self.run.settings.sum == "exact":
                 check_numerics(found.name, state["numerics"], self._numerics)
-            self._numerics = _distinct([*state["numerics"], *self._numerics])
+            self._numerics = distinct([*state["numerics"], *self._numerics])
         load(self.run, found)
         with together(self._group, f"going on from {found.name}"):
             self.run.load_state(state["run"])
@@ -227,32 +220,6 @@ class Trainer:
         if resumed is not None:
             self._report.say(f"going on from {resumed.name} at step {run.step}")
 
-    def _load_weights(self) -> None:
-        """Start from `model.weights`, which one member needs to have. Collective."""
-        weights = self._config.model.weights
-        if weights is None:
-            return
-        has = self._group.gather_objects(Path(weights).is_file())
-        owner = has.index(True) if any(has) else 0
-        with together(self._group, "loading model.weights"):
-            if self._group.rank == owner:
-                load_weights(Path(weights), self.run.model)
-        self.run.broadcast_model(owner)
-
-    def _tell_what_is_not_shared(self) -> None:
-        """Say in one line what hosts do not share, and what follows. Collective; on one host nothing is done."""
-        folders = list(self._config.data.weights)
-        project, *datasets = shared(self._group, [self._config.folder, *map(Path, folders)])
-        found = [self._copies.describe()]
-        if not project.by_all:
-            given = "those without are given Python files" if ABSENT in project.first else "the same files on each"
-            found.append(f"the project {self._config.folder} ({given})")
-        for folder, rows in zip(folders, datasets, strict=True):
-            if not rows.by_all and not is_reference(folder):
-                found.append(f"the data {folder} (each host reads its own)")
-        if any(found):
-            self._report.say(f"hosts do not share {'; '.join(filter(None, found))}")
-
     def _train(self, stop: StopRequest) -> bool:
         """Run the steps that are left. False: asked to stop."""
         if self._exhausted():
@@ -268,37 +235,19 @@ class Trainer:
             self._progress.count(step)
             self._log(step)
             best = self._validation_is_due() and self._validate()
-            notices = self._exchange(stop)
+            notices = exchange(self._group, self._saver, self._cadence, self.run.step, stop=stop.requested)
+            if news := self._saver.news():
+                self._report.say(news)
             if notices & Notice.STOP:
                 self._save(best=best)
                 self._wait_for_checkpoint()
                 self._report.say(f"stopped on request after step {self.run.step}, with a checkpoint")
                 return False
-            postponed = self._cadence.can_wait and notices & Notice.BUSY
-            if best or (notices & Notice.DUE and not postponed):
+            if best or notices & Notice.DUE:
                 self._save(best=best)
             if self._exhausted():
                 break
         return True
-
-    def _exchange(self, stop: StopRequest) -> Notice:
-        """Tell the other members what is up after a step, and learn it from them. Collective.
-
-        Raises:
-            CheckpointError: a checkpoint that was being written could not be; on every member.
-        """
-        mine = Notice.STOP if stop.requested else Notice(0)
-        mine |= Notice.FAILED if self._saver.failed else Notice(0)
-        mine |= Notice.BUSY if self._saver.busy else Notice(0)
-        mine |= Notice.DUE if self.run.is_first and self._cadence.due(self.run.step) else Notice(0)
-        notices = Notice(self._group.union(mine))
-        if notices & Notice.FAILED:
-            with together(self._group, "writing a checkpoint"):
-                if self._saver.failed:
-                    self._saver.wait()
-        if news := self._saver.news():
-            self._report.say(news)
-        return notices
 
     def _forward(self, unit: Unit) -> Any:
         bf16 = self._config.train.precision == "bf16"
@@ -397,10 +346,6 @@ class Trainer:
                     write_whole(path, json.dumps(finite(summary), indent=1) + "\n")
         for line in conclusion(summary):
             self._report.say(line)
-
-
-def _distinct(classes: list[dict[str, str]]) -> list[dict[str, str]]:
-    return [one for place, one in enumerate(classes) if one not in classes[:place]]
 
 
 def _handler() -> logging.Handler:

@@ -1,0 +1,41 @@
+"""What members tell each other after each step, in one collective: who wants to stop, and how checkpoints are doing."""
+
+from enum import IntFlag
+
+from hpcvol.comm import Group, together
+from hpcvol.train.cadence import Cadence
+from hpcvol.train.saving import Saver
+
+
+class Notice(IntFlag):
+    """News of one step."""
+
+    STOP = 1  # somebody was asked to stop
+    FAILED = 2  # somebody's checkpoint could not be written
+    BUSY = 4  # somebody is writing one
+    DUE = 8  # the first member wants one
+
+
+def exchange(group: Group, saver: Saver, cadence: Cadence, step: int, *, stop: bool) -> Notice:
+    """Tell the other members what is up after `step` steps, and learn it from them. Collective: one small all-reduce.
+
+    Raises:
+        CheckpointError: a checkpoint that was being written could not be; on every member.
+    """
+    mine = Notice(0)
+    if stop:
+        mine |= Notice.STOP
+    if saver.failed:
+        mine |= Notice.FAILED
+    if saver.busy:
+        mine |= Notice.BUSY
+    if group.rank == 0 and cadence.due(step):
+        mine |= Notice.DUE
+    notices = Notice(group.union(mine))
+    if notices & Notice.FAILED:
+        with together(group, "writing a checkpoint"):
+            if mine & Notice.FAILED:
+                saver.wait()
+    if notices & Notice.BUSY and cadence.can_wait:
+        notices &= ~Notice.DUE
+    return notices
