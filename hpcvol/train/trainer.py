@@ -28,7 +28,6 @@ from hpcvol.train.completion import SUMMARY_NAME
 from hpcvol.train.config import Config
 from hpcvol.train.files import finite, write_whole, writing
 from hpcvol.train.notices import Notice, exchange
-from hpcvol.train.same_numerics import check_numerics, distinct
 from hpcvol.train.optimizers import learning_rate_factor
 from hpcvol.train.parts import build_model, build_optimizer, load_hook, user_files
 from hpcvol.train.progress import Progress
@@ -37,6 +36,7 @@ from hpcvol.train.resuming import Found, find_newest, load, receive_state, start
 from hpcvol.train.run_copies import RunCopies
 from hpcvol.train.run_data import open_data
 from hpcvol.train.run_directory import CHECKPOINTS_NAME, METRICS_NAME
+from hpcvol.train.same_numerics import check_numerics, distinct
 from hpcvol.train.saving import Saver
 from hpcvol.train.stopping import StopRequest
 from hpcvol.train.summary import conclusion, summarise

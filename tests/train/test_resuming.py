@@ -12,8 +12,8 @@ from launched import RunProgram
 from hpcvol.comm import Group
 from hpcvol.errors import CheckpointError, ConfigError
 from hpcvol.torch.numerics import numerics_class
-from hpcvol.train.same_numerics import check_numerics
 from hpcvol.train.resuming import spread
+from hpcvol.train.same_numerics import check_numerics
 
 HERE = {"torch": "2.13.0", "threads": "1", "instruction set": "AVX512", "processor": "one"}
 OTHER = {**HERE, "instruction set": "AVX2"}
