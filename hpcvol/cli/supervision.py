@@ -17,7 +17,9 @@ import psutil
 
 # mpiexec needs half a second to end its ranks after a SIGTERM, more where they are on other nodes.
 _END_SECONDS = 3.0
-_REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Asks, however often: Slurm and a job script may both send it for one reason. Of the others a second one ends all.
+_REQUEST = signal.SIGUSR1
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -38,29 +40,32 @@ class _EndNow(BaseException):
 
 
 class _Supervisor:
-    """Passes signals on: the first asks for a checkpoint and an orderly end, the second ends everything at once."""
+    """Passes signals on: the first asks for a checkpoint and an orderly end, a second interrupt ends all at once."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
-        self.requests = 0
+        self.requested = False
+        self.interrupts = 0
 
     def on_signal(self, number: int, _: FrameType | None) -> None:
-        self.requests += 1
-        if self.process is None:  # not started yet: `supervise` looks at `requests` when it is
+        first, self.requested = not self.requested, True
+        self.interrupts += number in _INTERRUPTS
+        if self.process is None:  # not started yet: `supervise` looks at `requested` when it is
             return
-        if self.requests == 1:
+        if first:
             name = signal.Signals(number).name
-            print(f"\nhpcvol: {name}: stopping after this step with a checkpoint; again ends at once", file=sys.stderr)
-            self.process.send_signal(signal.SIGUSR1)
-        elif self.requests == 2:
+            again = "; again ends at once" if number in _INTERRUPTS else ""
+            print(f"\nhpcvol: {name}: stopping after this step with a checkpoint{again}", file=sys.stderr)
+            self.process.send_signal(_REQUEST)
+        elif self.interrupts == 2:
             raise _EndNow
 
 
 def supervise(argv: Sequence[str], variables: Mapping[str, str]) -> Ending:
     """Run `argv` with exactly the environment `variables` and wait for its end; main thread only.
 
-    SIGINT, SIGTERM and SIGHUP of this process become SIGUSR1 for the command; a second one ends the command and all
-    that it started on this node.
+    SIGUSR1, SIGINT, SIGTERM and SIGHUP of this process become one SIGUSR1 for the command; a second SIGINT, SIGTERM or
+    SIGHUP ends the command and all that it started on this node.
 
     Returns:
         Its status, and whether it was asked to stop.
@@ -70,17 +75,17 @@ def supervise(argv: Sequence[str], variables: Mapping[str, str]) -> Ending:
         process = subprocess.Popen(argv, env=variables, stdin=subprocess.DEVNULL, start_new_session=True)
         try:
             supervisor.process = process
-            if supervisor.requests:
+            if supervisor.requested:
                 raise _EndNow
             process.wait()
         except _EndNow:
             end_session(process)
-    return Ending(process.wait(), stopped=supervisor.requests > 0)
+    return Ending(process.wait(), stopped=supervisor.requested)
 
 
 @contextmanager
 def _handling(supervisor: _Supervisor) -> Iterator[None]:
-    before = {number: signal.signal(number, supervisor.on_signal) for number in _REQUESTS}
+    before = {number: signal.signal(number, supervisor.on_signal) for number in (_REQUEST, *_INTERRUPTS)}
     try:
         yield
     finally:

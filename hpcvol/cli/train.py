@@ -12,7 +12,7 @@ from hpcvol import environment
 from hpcvol.cli.reporting import reported
 from hpcvol.cli.supervision import Ending, supervise
 from hpcvol.comm import start
-from hpcvol.comm.launch import launch_command
+from hpcvol.comm.launch import default_num_ranks, launch_command
 from hpcvol.comm.launcher import under_launcher
 from hpcvol.errors import ConfigError
 from hpcvol.train.completion import Completion
@@ -31,7 +31,7 @@ TERMINAL = "HPCVOL_TERMINAL"
 def train(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The configuration, a TOML file.")],
     num_ranks: Annotated[
-        int | None, typer.Option("-n", min=1, metavar="N", help="Ranks to start (1); not under mpiexec or srun.")
+        int | None, typer.Option("-n", min=1, metavar="N", help="Ranks to start (1; in a Slurm job its tasks).")
     ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replaces a key: --set train.steps=100")
@@ -45,7 +45,8 @@ def train(
     overrides = overrides or []
     if not under_launcher():
         run_dir = run_dir or _default_run_dir(load_config(config, overrides), config)
-        _launch(num_ranks or 1, [str(config), *_options(overrides, run_dir, fresh)], Completion(run_dir))
+        ranks = num_ranks or default_num_ranks()
+        _launch(ranks, [str(config), *_options(overrides, run_dir, fresh)], Completion(run_dir))
     elif num_ranks is None:
         _take_place(config, overrides, run_dir, fresh)
     else:

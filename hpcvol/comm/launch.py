@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from hpcvol import environment
+from hpcvol.comm import slurm
 from hpcvol.comm.launcher import MPICH, OPEN_MPI, library_name, vendor_of
 from hpcvol.comm.startup import NO_MPI
 from hpcvol.errors import CommError, ConfigError
@@ -44,6 +45,12 @@ class Launch:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
+def default_num_ranks() -> int:
+    """Return how many ranks to start where the user does not say: the tasks of the Slurm job, else one. Local."""
+    job = slurm.allocation()
+    return 1 if job is None else job.num_tasks
+
+
 def launch_command(num_ranks: int, program: Sequence[str]) -> Launch:
     """Return the command that starts `program` on `num_ranks` ranks with this environment's MPI. Local.
 
@@ -62,29 +69,33 @@ def launch_command(num_ranks: int, program: Sequence[str]) -> Launch:
         raise ConfigError(f"cannot start {num_ranks} ranks: expected one or more")
     library = loaded_library()
     mpiexec = _find_mpiexec(library)
-    flags = ["-n", str(num_ranks)]
-    variables: dict[str, str] = {}
+    job = slurm.allocation()
+    num_cores = job.num_cores if job else _num_cores()
+    crowded = num_ranks > num_cores
     notes = [f"{library}, {mpiexec}"]
-    crowded = not _in_slurm_job() and num_ranks > _num_cores()
+    if job:
+        notes.append(job.describe(num_ranks))
     if crowded:
-        notes.append(f"{num_ranks} ranks share {_num_cores()} cores")
+        notes.append(f"{num_ranks} ranks share {num_cores} cores")
     if vendor_of(library) == OPEN_MPI:
-        flags += ["--bind-to", "none", *(["--oversubscribe"] if crowded else [])]
-        variables = _open_mpi_variables(crowded)
+        more_than_slots = num_ranks > (job.num_slots if job else num_cores)
+        flags = ["--bind-to", "none", *(["--oversubscribe"] if more_than_slots else [])]
+        variables = _open_mpi_variables(crowded, one_host=job is None or job.num_nodes == 1)
         if os.geteuid() == 0:
             variables |= dict.fromkeys(_AS_ROOT, "1")
             notes.append("running as root, which Open MPI is told to allow")
-    elif crowded:
+    else:
+        flags = []
         # Without it a waiting rank keeps its core for a whole time slice: a barrier takes 3 ms and not 0.7.
-        variables = {"MPIR_CVAR_ENABLE_HEAVY_YIELD": "1"}
+        variables = {"MPIR_CVAR_ENABLE_HEAVY_YIELD": "1"} if crowded else {}
     unset = {name: value for name, value in variables.items() if environment.variable(name) is None}
-    return Launch((str(mpiexec), *flags, *program), "; ".join(notes), unset)
+    return Launch((str(mpiexec), "-n", str(num_ranks), *flags, *program), "; ".join(notes), unset)
 
 
-def _open_mpi_variables(crowded: bool) -> dict[str, str]:
+def _open_mpi_variables(crowded: bool, one_host: bool) -> dict[str, str]:
     variables = {"OMPI_MCA_mpi_yield_when_idle": "1"} if crowded else {}
-    if not _in_slurm_job():
-        # On one host: looking for fast networks takes Open MPI 5 a second at every start.
+    if one_host:
+        # Looking for fast networks takes Open MPI 5 a second at every start.
         variables["OMPI_MCA_btl"] = "^ofi"
     return variables
 
@@ -140,10 +151,6 @@ def _ask(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command, env=environment.snapshot(), capture_output=True, text=True, timeout=_PROBE_SECONDS, check=False
     )
-
-
-def _in_slurm_job() -> bool:
-    return environment.variable("SLURM_JOB_ID") is not None
 
 
 def _num_cores() -> int:

@@ -72,7 +72,8 @@ def _open_mpi() -> Launcher | None:
 
 def _hydra() -> Launcher | None:
     size = environment.variable("PMI_SIZE")
-    if size is None or environment.variable("HYDI_CONTROL_FD") is None:
+    # srun has the first too; inside a Slurm job, where srun starts the proxies of mpiexec, there is only the last.
+    if size is None or not any(environment.variable(name) for name in ("HYDI_CONTROL_FD", "MPI_LOCALNRANKS")):
         return None
     return Launcher("mpiexec of MPICH", MPICH, int(size), _int("PMI_RANK"))
 

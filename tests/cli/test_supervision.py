@@ -70,7 +70,7 @@ def until(output: IO[str] | None, beginning: str) -> str:
     pytest.fail(f"no line begins with {beginning!r}: {seen}")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_the_first_signal_asks_the_launcher_to_stop(number: signal.Signals) -> None:
     with supervised("stops") as process:
         assert until(process.stdout, "launcher ") == "True"  # a session of its own, out of reach of the terminal
@@ -89,6 +89,19 @@ def test_the_second_signal_ends_all_even_what_ignores_requests() -> None:
         assert process.wait() == 0
         psutil.wait_procs([rank], timeout=10)
         assert not rank.is_running()
+
+
+def test_requests_of_a_job_script_do_not_add_up_to_an_end() -> None:
+    """Slurm and the job script may both ask, and ask again: only interrupts count."""
+    with supervised("goes on") as process:
+        rank = psutil.Process(int(until(process.stdout, "rank ")))
+        for number in (signal.SIGUSR1, signal.SIGUSR1, signal.SIGTERM):
+            process.send_signal(number)
+        assert until(process.stdout, "launcher got ") == "USR1"
+        process.send_signal(signal.SIGUSR1)
+        assert rank.is_running()
+        process.send_signal(signal.SIGTERM)
+        assert until(process.stdout, "Ending") == f"(status={-signal.SIGTERM}, stopped=True)"
 
 
 def test_without_a_signal_the_status_is_the_launchers() -> None:

@@ -49,9 +49,46 @@ def test_more_ranks_than_cores_are_let_in_and_noted(monkeypatch: pytest.MonkeyPa
     crowded = launch_command(3, ["true"])
     assert "--oversubscribe" in crowded.argv
     assert "3 ranks share 2 cores" in crowded.note
-    # The slots of a Slurm job are on other hosts too.
+
+
+def in_slurm_job(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    assert "--oversubscribe" not in launch_command(3, ["true"]).argv
+    for name, value in variables.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+
+
+def test_in_a_slurm_job_counts_are_those_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "loaded_library", lambda: "Open MPI v5.0.11")
+    monkeypatch.setattr(launch, "_find_mpiexec", lambda _: Path("mpiexec"))
+    assert launch.default_num_ranks() == 1
+    in_slurm_job(monkeypatch, JOB_NUM_NODES="3", JOB_CPUS_PER_NODE="4(x2),2", TASKS_PER_NODE="1(x3)")
+    assert launch.default_num_ranks() == 3  # one a node
+    made = launch_command(3, ["true"])
+    assert "--oversubscribe" not in made.argv
+    assert "Slurm job 7: 3 nodes, 10 cores for 3 ranks (--ntasks-per-node 3 uses all)" in made.note
+    assert "OMPI_MCA_btl" not in made.environment  # there may be a fast network between the nodes
+    in_slurm_job(monkeypatch, NTASKS="10", TASKS_PER_NODE="4(x2),2")
+    assert launch.default_num_ranks() == 10
+    made = launch_command(10, ["true"])
+    assert "--oversubscribe" not in made.argv
+    assert "3 nodes, 10 cores;" in made.note
+
+
+def test_more_ranks_than_tasks_of_a_slurm_job_are_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "loaded_library", lambda: "Open MPI v5.0.11")
+    monkeypatch.setattr(launch, "_find_mpiexec", lambda _: Path("mpiexec"))
+    in_slurm_job(monkeypatch, JOB_NUM_NODES="1", JOB_CPUS_PER_NODE="4", TASKS_PER_NODE="1")
+    made = launch_command(4, ["true"])
+    assert "--oversubscribe" in made.argv  # more than the slots that mpiexec sees
+    assert "share" not in made.note
+    assert "5 ranks share 4 cores" in launch_command(5, ["true"]).note
+
+
+def test_gpus_that_nobody_uses_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_slurm_job(monkeypatch, JOB_NUM_NODES="2", JOB_CPUS_PER_NODE="16(x2)", GPUS_ON_NODE="4")
+    assert "32 cores, 8 GPUs, of which 2 are used (--ntasks-per-node 4 uses all)" in launch_command(2, ["true"]).note
+    assert "32 cores, 8 GPUs" in launch_command(8, ["true"]).note
+    assert "uses all" not in launch_command(8, ["true"]).note
 
 
 @pytest.mark.parametrize("uid", [0, 1000])

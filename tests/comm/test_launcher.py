@@ -23,6 +23,10 @@ BY_SRUN = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "1
         ({**BY_SRUN, **BY_OPEN_MPI}, ("mpiexec of Open MPI", 4, 2)),
         ({**BY_SRUN, **BY_MPICH}, ("mpiexec of MPICH", 3, 1)),
         ({**BY_SRUN, "PMI_SIZE": "4", "PMI_RANK": "1"}, ("srun", 4, 1)),
+        (
+            {**BY_SRUN, "SLURM_STEP_NUM_TASKS": "1", "PMI_SIZE": "1", "PMI_RANK": "0", "MPI_LOCALNRANKS": "1"},
+            ("mpiexec of MPICH", 1, 0),
+        ),
     ],
 )
 def test_the_launcher_is_known(

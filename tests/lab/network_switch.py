@@ -26,6 +26,8 @@ from dataclasses import dataclass
 
 QUEUE_NBYTES = 1_000_000
 FRAME_NBYTES = 70_000
+# A link may make up for this much idle time: it was this program that was late, not the host that had nothing to send.
+CREDIT_SECONDS = 0.002
 # How many frames of one host are taken before the others have their turn.
 BURST = 16
 
@@ -56,7 +58,7 @@ class Link:
 
     def leaves_at(self, nbytes: int, now: float) -> float | None:
         """Return when a frame that comes now has left the host; None where it is dropped."""
-        begins = max(now, self.free_at)
+        begins = max(now - CREDIT_SECONDS, self.free_at)
         if self.is_cut or (begins - now) * self.rate / 8 > QUEUE_NBYTES:
             self.dropped += 1
             return None
