@@ -127,7 +127,7 @@ class Slurm:
             RuntimeError: it failed, with what it said.
         """
         done = subprocess.run(
-            self._on(0, argv),
+            self._on(0, argv, folder),
             cwd=folder,
             env={**environment.snapshot(), **self.variables},
             capture_output=True,
@@ -248,8 +248,8 @@ class Slurm:
         if done.returncode != 0:
             raise RuntimeError(f"{argv[0]} does not start: {done.stdout}")
 
-    def _on(self, index: int, argv: Sequence[str]) -> list[str]:
-        return self.hosts.enter(self.nodes[index], argv) if self.hosts else list(argv)
+    def _on(self, index: int, argv: Sequence[str], folder: Path | None = None) -> list[str]:
+        return self.hosts.enter(self.nodes[index], argv, folder) if self.hosts else list(argv)
 
 
 @contextmanager

@@ -74,10 +74,10 @@ class VirtualHosts:
         """Return the address of `host`."""
         return f"10.77.0.{self.names.index(host) + 1}"
 
-    def enter(self, host: str, argv: Sequence[str]) -> list[str]:
-        """Return the command that runs `argv` on `host`, in this process's folder. It becomes the command's process."""
+    def enter(self, host: str, argv: Sequence[str], folder: Path | None = None) -> list[str]:
+        """Return the command that runs `argv` on `host`, in `folder` (this process's); its process becomes `argv`'s."""
         holder = (self.folder / f"{host}.pid").read_text()
-        return ["nsenter", "--target", holder, *_NAMESPACES, f"--wd={Path.cwd()}", "--", *argv]
+        return ["nsenter", "--target", holder, *_NAMESPACES, f"--wd={folder or Path.cwd()}", "--", *argv]
 
     def run(
         self,
