@@ -28,7 +28,14 @@ def test_a_project_has_a_configuration_whose_files_are_there(tmp_path: Path, exa
 def test_gpt_is_what_one_gets_unasked(tmp_path: Path) -> None:
     (tmp_path / "demo").mkdir()  # an empty folder is fine
     assert CliRunner().invoke(app, ["new", str(tmp_path / "demo")]).exit_code == 0
-    assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == ["gpt.py", "job.toml"]
+    assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == ["gpt.py", "job.toml", "train.sbatch"]
+
+
+def test_the_job_script_is_copied_as_it_is(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["new", str(tmp_path / "demo")])
+    script = Path(__file__).parents[2] / "jobscripts" / "train.sbatch"
+    assert (tmp_path / "demo" / "train.sbatch").read_bytes() == script.read_bytes()
+    assert f"cd {tmp_path}/demo && sbatch -N 2 train.sbatch job.toml" in result.stdout
 
 
 def test_a_loop_of_ones_own_has_no_configuration(tmp_path: Path) -> None:
