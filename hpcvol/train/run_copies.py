@@ -74,13 +74,14 @@ class RunCopies:
         config = self._config
         datasets = [path for path in config.data.weights if not is_reference(path)]
         project, *data = shared(self._group, [config.folder, *map(Path, datasets)])
+        copied = self._group.any(config.here() is not config)
         found = []
         if not self._sharing.by_all:
             hosts = " and ".join(self._group.hosts[rank] for rank in self.keepers)
             advice = "; checkpoint.copies = 2 would keep a copy on a second host" if len(self.keepers) == 1 else ""
             found.append(f"the run directory (kept on {hosts}{advice})")
         if not project.by_all:
-            files = "those without are given its Python files" if ABSENT in project.first else "the same files on each"
+            files = "those without are given its Python files" if copied else "the same files on each"
             found.append(f"the project {config.folder} ({files})")
         found += [
             f"the data {path} (each host reads its own)"
