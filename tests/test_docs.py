@@ -6,10 +6,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import inputs
 import pytest
 from launched import RunProgram
 
 from hpcvol.comm import launch_command
+from hpcvol.data import Dataset
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -83,6 +85,15 @@ def test_your_own_loop(type_in: Type, tmp_path: Path) -> None:
 def test_from_ddp(type_in: Type, tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(blocks("from-ddp", "python"))
     type_in(blocks("from-ddp", "sh"))
+
+
+def test_data(type_in: Type, tmp_path: Path) -> None:
+    inputs.make_inputs(tmp_path)
+    told = type_in(blocks("data", "sh"))
+    built = re.findall(r"--out (\S+)", blocks("data", "sh"))
+    assert len(built) > 10
+    assert all(f"{folder}: " in told for folder in built)
+    assert Dataset.open(tmp_path / "data-alone").id == Dataset.open(tmp_path / "data-together").id
 
 
 def test_extend(type_in: Type, tmp_path: Path) -> None:
