@@ -1,5 +1,6 @@
 """Every command and program in docs/ is run as it stands, page by page, in an empty folder."""
 
+import json
 import re
 import shlex
 import sys
@@ -8,7 +9,9 @@ from pathlib import Path
 
 import inputs
 import pytest
+from lab_needs import slurm_is_needed
 from launched import RunProgram
+from throwaway_slurm import throwaway_slurm
 
 from hpcvol.comm import launch_command
 from hpcvol.data import Dataset
@@ -103,6 +106,29 @@ def test_extend(type_in: Type, tmp_path: Path) -> None:
     assert len(pieces) >= 3
     told = type_in(blocks("extend", "sh"))
     assert "complete: " in told
+
+
+def test_slurm(type_in: Type, tmp_path: Path) -> None:
+    slurm_is_needed()
+    submit, by_hand, array = re.findall(r"^```sh\n(.*?)^```", (ROOT / "docs" / "slurm.md").read_text(), re.M | re.S)
+    assert "".join((submit, by_hand, array)).split() == blocks("slurm", "sh").split()
+    with throwaway_slurm(2) as slurm:
+
+        def wait() -> None:
+            slurm.until("1", lambda: slurm.command("squeue", "-h") == "", LIMIT_SECONDS / 3)
+
+        type_in(submit.replace("job.toml", "job.toml --set train.steps=40"), **slurm.variables)
+        wait()
+        type_in(f"cd demo\n{by_hand}", **slurm.variables)
+        type_in(f"cd demo\n{array}", **slurm.variables)
+        wait()
+    weights = {
+        path.parent.name: json.loads(path.read_text())["weights_sha256"]
+        for path in tmp_path.glob("demo/runs/*/summary.json")
+    }
+    assert weights.keys() == {"job", "by-hand", "job-1", "job-2"}
+    assert weights["job"] == weights["by-hand"]
+    assert len(set(weights.values())) == 3
 
 
 def test_the_table_of_guarantees_is_up_to_date() -> None:
