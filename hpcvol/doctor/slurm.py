@@ -129,7 +129,11 @@ def _srun() -> Finding:
     if vendor == MPICH and "pmi2" in plugins:
         return ok(_TOPIC, "srun", f"plugins: {listed}; `srun --mpi=pmi2` starts ranks of MPICH")
     if vendor == OPEN_MPI and any(plugin.startswith("pmix") for plugin in plugins):
-        return ok(_TOPIC, "srun", f"plugins: {listed}; `srun --mpi=pmix` starts ranks of Open MPI")
+        return ok(
+            _TOPIC,
+            "srun",
+            f"plugins: {listed}; `srun --mpi=pmix` starts ranks of Open MPI, which then all end when one dies",
+        )
     return note(
         _TOPIC,
         "srun",
