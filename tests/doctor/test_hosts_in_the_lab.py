@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 from lab import MakeHosts
-from virtual_hosts import VirtualHosts
+from lab_needs import hosts_are_needed, slurm_is_needed
+from throwaway_slurm import throwaway_slurm
+from virtual_hosts import VirtualHosts, virtual_hosts
 
 HPCVOL = [sys.executable, "-m", "hpcvol.cli"]
 
@@ -63,3 +65,18 @@ def test_hosts_that_do_not_answer_are_named(make_hosts: MakeHosts) -> None:
 
 def _links(hosts: VirtualHosts) -> list[str]:
     return hosts.run("h0", ["ip", "-o", "link", "show", "up"]).stdout.splitlines()
+
+
+@pytest.mark.limit_seconds(180)
+def test_in_a_job_the_hosts_are_the_jobs() -> None:
+    slurm_is_needed()
+    hosts_are_needed()
+    with virtual_hosts(2) as hosts, throwaway_slurm(2, hosts=hosts) as slurm:
+        argv = ["salloc", "--quiet", "-N", "2", "--exclusive", *HPCVOL, "doctor", "--hosts", "--json"]
+        done = hosts.run("h0", argv, variables=slurm.variables, seconds=120)
+    found = {(one["topic"], one["name"]): one for one in json.loads(done.stdout)["findings"]}
+    assert found["hosts", "network"]["status"] == "ok"
+    assert "all 2 hosts compute the same bits" in found["hosts", "numerics"]["found"]
+    assert "on h[0-1]" in found["Slurm", "job"]["found"]
+    assert "set checkpoint.every_steps" in found["Slurm", "partition graceless"]["remedy"]
+    assert found["Slurm", "partition urgent"]["status"] == "ok"
