@@ -18,7 +18,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from hpcvol.torch.dataloader import MapDataset
 BATCH = 256
 CASES: dict[str, tuple[tuple[int, ...], str]] = {"2KB": ((512,), "f4"), "3KB": ((32, 32, 3), "u1")}
 Array = NDArray[Any]
-Batches = Iterator[Any]  # arrays or tensors [256, *shape], without end
+Batches = Generator[Any, None, None]  # arrays or tensors [256, *shape], without end
 
 
 def make_rows(num_rows: int, shape: tuple[int, ...], dtype: str) -> Array:
@@ -205,6 +205,8 @@ def compare(case: str, folder: Path, nbytes: int, rounds: int) -> list[Row]:
             for _ in range(number):
                 next(iterator)
             times[name].append((time.perf_counter() - begin) / number)
+    for iterator in batches.values():
+        iterator.close()
     middle = {name: float(np.median(seconds)) for name, seconds in times.items()}
 
     def extra(name: str) -> dict[str, float]:

@@ -12,6 +12,7 @@ import xxhash
 
 from hpcvol.data.manifest import BLOCK_NBYTES, Shard
 from hpcvol.durable import publish
+from hpcvol.errors import DataError
 
 # Room that is left on the disk: others write there, too.
 _LEFT_FREE_NBYTES = 1 << 28
@@ -26,6 +27,21 @@ def copy_name(shard: Shard) -> str:
 def free_nbytes(folder: Path) -> int:
     """Return how much may be written to `folder` yet."""
     return max(0, shutil.disk_usage(folder).free - _LEFT_FREE_NBYTES)
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of a cache.
+
+    Raises:
+        DataError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"data.cache = {folder} cannot be made: {error.strerror}. Name a folder on a disk that every node can "
+            "write to."
+        ) from error
 
 
 def is_intact(path: Path, shard: Shard) -> bool:
@@ -48,21 +64,25 @@ class CacheFiller:
     Args:
         folder: of the cache; made if it is not there.
         files: where each shard lies, and what its manifest says of it.
+        moves_along: False copies all shards, as far as there is room; True those that `want` names.
 
     Attributes:
         folder: of the cache.
+
+    Raises:
+        DataError: the folder cannot be made.
     """
 
-    def __init__(self, folder: Path, files: Sequence[tuple[Path, Shard]]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: Path, files: Sequence[tuple[Path, Shard]], *, moves_along: bool = False) -> None:
+        make_folder(folder)
         self.folder = folder
         self._files = files
         self._copies = [folder / copy_name(shard) for _, shard in files]
         key = xxhash.xxh3_64_hexdigest("\n".join(copy.name for copy in self._copies).encode())
         self._lock_file = folder / f"{key}.lock"
         self._lock = -1
-        self._wanted = list(range(len(files)))
-        self._moves_along = False
+        self._wanted = [] if moves_along else list(range(len(files)))
+        self._moves_along = moves_along
         self._readable: set[int] = set()
         self._changes: dict[int, Path] = {}
         self._mutex = threading.Lock()
@@ -74,7 +94,7 @@ class CacheFiller:
     def want(self, shards: Sequence[int]) -> None:
         """Say which shards are needed next, in the order of their use: copies of others may make room for them."""
         if list(shards) != self._wanted:
-            self._wanted, self._moves_along = list(shards), True
+            self._wanted = list(shards)
             self._wake.set()
 
     def take_changes(self) -> dict[int, Path]:
@@ -94,12 +114,19 @@ class CacheFiller:
         try:
             while not self._closed.is_set():
                 self._wake.clear()
-                self._notice()
-                if not (self._is_first() and self._fetch_one()):
+                if not self._go_on():
                     self._wake.wait(_POLL_SECONDS)
         finally:
             if self._lock >= 0:
                 os.close(self._lock)
+
+    def _go_on(self) -> bool:
+        """Notice what others did, and copy a shard; return False where there is nothing to do for now."""
+        try:
+            self._notice()
+            return self._is_first() and self._fetch_one()
+        except OSError:  # the folder is gone, or the disk: shards are read where they lie
+            return False
 
     def _is_first(self) -> bool:
         """Return whether this process of the node is the one that copies."""

@@ -43,7 +43,7 @@ class CachedSplit(Split):
         folder: Path,
     ) -> None:
         super().__init__(MappedShards(files, split), fields, order)
-        self.cache = CacheFiller(folder, files)
+        self.cache = CacheFiller(folder, files, moves_along=isinstance(order, WindowedOrder))
         weakref.finalize(self, self.cache.close)
         self._mutex = threading.Lock()
         if isinstance(order, WindowedOrder):

@@ -6,7 +6,7 @@ from pathlib import Path
 from hpcvol.comm import Group, together
 from hpcvol.comm.files import pass_file
 from hpcvol.data import Dataset
-from hpcvol.data.cache import copy_name, free_nbytes, is_intact
+from hpcvol.data.cache import copy_name, free_nbytes, is_intact, make_folder
 from hpcvol.data.manifest import FILE_NAME, Shard, parse_manifest
 from hpcvol.errors import DataError
 
@@ -80,7 +80,7 @@ def _is_there(path: Path, shard: Shard) -> bool:
 def _refuse_too_much(cache: Path, nbytes: int, folder: Path) -> None:
     if nbytes == 0:
         return
-    cache.mkdir(parents=True, exist_ok=True)
+    make_folder(cache)
     if nbytes > free_nbytes(cache):
         raise DataError(
             f"This host lacks {nbytes / 1e9:.3g} GB of {folder}, and data.cache = {cache} has room for "

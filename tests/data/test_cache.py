@@ -146,6 +146,20 @@ def split_starts(dataset: Dataset) -> np.ndarray:
     return np.cumsum([0, *(shard.rows for _, shard in dataset.files("train"))])
 
 
+def test_a_folder_that_cannot_be_made_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"data\.cache = .*file/local cannot be made: Not a directory"):
+        CachedSplit(dataset.files("train"), "train", dataset.fields, None, tmp_path / "file" / "local")
+
+
+def test_a_folder_that_goes_away_does_not_stop_the_reading(opened: Callable[..., CachedSplit], tmp_path: Path) -> None:
+    split = opened()
+    wait_for(lambda: set(read_from(split)) == {tmp_path / "local"})
+    shutil.rmtree(tmp_path / "local")
+    wait_for(lambda: tmp_path / "local" not in read_from(split))
+    np.testing.assert_array_equal(split.take(np.arange(NUM_ROWS))["i"], np.arange(NUM_ROWS))
+
+
 FILL = """
 import sys, time
 from pathlib import Path
