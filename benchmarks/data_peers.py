@@ -220,7 +220,7 @@ def main() -> None:
     options = arguments(str(__doc__)).parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")  # of the peers
-    nbytes, rounds = (1 << 24, 2) if options.quick else (1 << 28, 12)
+    nbytes, rounds = (1 << 24, 2) if options.quick else (1 << 27, 8)
     results: list[Row] = []
     for case in CASES:
         folder = Path(tempfile.mkdtemp(prefix="hpcvol-benchmark-"))
