@@ -142,6 +142,7 @@ def test_the_table_of_guarantees_is_up_to_date() -> None:
 
 def test_every_page_with_commands_has_its_test() -> None:
     tested = set(re.findall(r'blocks\("([\w-]+)", "sh"\)', Path(__file__).read_text()))
+    tested |= {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")}
     with_commands = {page.stem for page in PAGES if "\n```sh\n" in page.read_text(encoding="utf-8")}
     assert with_commands <= tested
 

@@ -5,6 +5,8 @@ Every story is a function, played on a node of its own; several play at a time, 
 """
 
 import re
+import shlex
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -15,6 +17,9 @@ from lab_needs import hosts_are_needed, slurm_is_needed
 from slurm_project import STEPS, SlurmProject, make_project
 from throwaway_slurm import Settings, throwaway_slurm
 from virtual_hosts import virtual_hosts
+
+from hpcvol.comm.launch import loaded_library
+from hpcvol.comm.launcher import MPICH, vendor_of
 
 Story = Callable[[SlurmProject], None]
 AT_ONCE = 3
@@ -41,13 +46,16 @@ def resumed_at(project: SlurmProject, job: str) -> list[int]:
     return [int(step) for step in re.findall(r"going on from .* at step (\d+)", project.output(job))]
 
 
-def assert_whole(project: SlurmProject, job: str, *, restarts: int, name: str = "job", seed: int = 0) -> None:
+def assert_whole(
+    project: SlurmProject, job: str, *, restarts: int | None = None, name: str = "job", seed: int = 0
+) -> None:
     """Wait for the end of a run and of its job; it has the weights of an undisturbed one."""
     project.pace(0)
     summary = project.until_complete(job, name)
     assert summary["weights_sha256"] == project.undisturbed(seed)
     project.until_state(job, "COMPLETED")
-    assert project.slurm.show(job)["Restarts"] == str(restarts)
+    if restarts is not None:
+        assert project.slurm.show(job)["Restarts"] == str(restarts)
 
 
 def in_the_middle(project: SlurmProject, *options: str, pace: float = 0.1) -> str:
@@ -75,11 +83,25 @@ def usr1(project: SlurmProject) -> None:
     assert f"stopped on request after step {step}" in project.output(job)
 
 
-def time_limit(project: SlurmProject) -> None:
-    job = in_the_middle(project, "--time=1", "--signal=B:USR1@40", pace=1.0)  # 48 seconds, and Slurm is early
-    project.until_state(job, "PENDING")
-    assert "SIGUSR1: stopping" in project.output(job)
+def ranks_by_srun(project: SlurmProject) -> None:
+    if vendor_of(loaded_library()) != MPICH:
+        pytest.skip("this Slurm speaks pmi2 and Open MPI does not")
+    command = shlex.join([sys.executable, "-m", "hpcvol.cli"])
+    (project.folder / "site.sh").write_text(f"hpcvol=(srun --mpi=pmi2 {command})\n")
+    job = in_the_middle(project, "-n", "2")
+    notices(project, job)
     assert_whole(project, job, restarts=1)
+    assert project.summary()["ranks"] == 2
+    assert resumed_at(project, job)[0] >= 5
+
+
+def time_limit(project: SlurmProject) -> None:
+    project.pace(1.2)  # 58 seconds for the whole run
+    job = project.submit("--time=1", "--signal=B:USR1@25")
+    project.slurm.until(job, lambda: project.slurm.show(job)["Restarts"] != "0")
+    assert "SIGUSR1: stopping" in project.output(job)
+    assert "stopped on request" in project.output(job)
+    assert_whole(project, job)
 
 
 def requeue_forbidden(project: SlurmProject) -> None:
@@ -256,6 +278,7 @@ STORIES: dict[Settings, tuple[Story, ...]] = {
         time_limit,
         left_alone,
         usr1,
+        ranks_by_srun,
         requeue_forbidden,
         nothing_goes,
         preempted,
