@@ -93,6 +93,12 @@ def test_your_own_loop(type_in: Type, tmp_path: Path) -> None:
     assert (tmp_path / "one").read_text() == (tmp_path / "two").read_text() != ""
 
 
+def test_troubleshooting(type_in: Type) -> None:
+    type_in("hpcvol new demo --example digits; hpcvol train demo/job.toml --set train.steps=2 --run-dir runs/job")
+    told = type_in(blocks("troubleshooting", "sh"))
+    assert "0 wrong" in told
+
+
 def test_from_ddp(type_in: Type, tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(blocks("from-ddp", "python"))
     type_in(blocks("from-ddp", "sh"))
