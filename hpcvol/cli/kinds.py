@@ -4,6 +4,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from hpcvol.errors import HpcvolError
+from hpcvol.train.run_directory import holds_run
 
 
 class Kind(StrEnum):
@@ -14,8 +15,8 @@ class Kind(StrEnum):
     RUN = "run"
 
 
-# The file that makes a folder one of them.
-_MARKS = {"dataset.json": Kind.DATASET, "state.json": Kind.CHECKPOINT, "config.toml": Kind.RUN}
+# The file that makes a folder one of them; a run has a first line too, because a user's file may have that name.
+_MARKS = {"dataset.json": Kind.DATASET, "state.json": Kind.CHECKPOINT}
 
 
 def kind_of(path: Path) -> Kind:
@@ -40,9 +41,11 @@ def kind_of(path: Path) -> Kind:
     hint = f"; below it there are {', '.join(below)}" if below else ""
     raise HpcvolError(
         f"{path} is neither a dataset (it has no dataset.json), nor a checkpoint (no state.json), nor a run (no "
-        f"config.toml){hint}"
+        f"config.toml of hpcvol){hint}"
     )
 
 
 def _kind(path: Path) -> Kind | None:
+    if holds_run(path):
+        return Kind.RUN
     return next((kind for mark, kind in _MARKS.items() if (path / mark).is_file()), None)

@@ -5,7 +5,7 @@ from pathlib import Path
 from hpcvol.comm import ABSENT, Group, shared, together
 from hpcvol.comm.files import pass_file
 from hpcvol.train.config import Config, is_reference
-from hpcvol.train.run_directory import CONFIG_NAME, METRICS_NAME, RunDirectory
+from hpcvol.train.run_directory import METRICS_NAME, RunDirectory, holds_run
 
 
 class RunCopies:
@@ -47,7 +47,7 @@ class RunCopies:
                 self._open(group.rank == place)
                 self.keepers.append(place)
                 (self._sharing,) = shared(group, [path])  # others may see what was made just now
-            self._open(group.rank in self._other_places() and (path / CONFIG_NAME).exists())
+            self._open(group.rank in self._other_places() and holds_run(path))
             self.keeps = group.rank in self.keepers
             self.is_complete = group.any(group.rank == 0 and self.mine is not None and self.mine.is_complete)
         except BaseException:

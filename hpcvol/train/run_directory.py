@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import time
 from pathlib import Path
 
 from hpcvol.errors import ConfigError
@@ -14,9 +15,14 @@ CONFIG_NAME = "config.toml"
 METRICS_NAME = "metrics.jsonl"
 CHECKPOINTS_NAME = "checkpoints"
 _LOCK_NAME = ".lock"
+# The first line of CONFIG_NAME in a run: a configuration of the user's own may have that name too.
+_MARK = "# The configuration of this run, with all defaults; written by hpcvol.\n"
+
+# `is_at_work` holds the lock for a moment.
+_LOOK_SECONDS = 0.2
 
 # Changing these cannot change a bit of the weights as far as the run went.
-_FREE = ("checkpoint.", "comm.", "train.log_every_steps", "train.on_metrics", "train.share_devices")
+_FREE = ("checkpoint.", "comm.", "data.cache", "train.log_every_steps", "train.on_metrics", "train.share_devices")
 # A run may give up the promise of equal bits, knowingly; it cannot take it up.
 _GIVES_UP_EXACT = 'train.sum: "exact" -> "float"'
 _LENGTH = ("train.patience", "train.steps", "train.epochs")
@@ -49,7 +55,7 @@ class RunDirectory:
             path.mkdir(parents=True, exist_ok=True)
             self._take_lock()
             try:
-                self._longer = self._known.exists() and not fresh and self._check_agreement()
+                self._longer = holds_run(path) and not fresh and self._check_agreement()
             except BaseException:
                 self.release()
                 raise
@@ -69,7 +75,7 @@ class RunDirectory:
             if self._fresh:
                 self.give_up()
             (self.path / SUMMARY_NAME).unlink(missing_ok=True)
-            write_whole(self._known, to_toml(self._config, self.path))
+            write_whole(self._known, _MARK + to_toml(self._config, self.path))
 
     def give_up(self) -> None:
         """Delete the run that is in the folder.
@@ -88,24 +94,37 @@ class RunDirectory:
             self._lock = None
 
     def _check_contents(self) -> None:
-        path = self.path
-        if path.is_dir() and not self._known.exists() and any(not file.name.startswith(".") for file in path.iterdir()):
+        """Refuse a folder that holds files of the names that a run's have; others, such as logs, are left alone."""
+        if holds_run(self.path):
+            return
+        taken = [name for name in (CONFIG_NAME, METRICS_NAME, CHECKPOINTS_NAME, SUMMARY_NAME) if self._has(name)]
+        if taken:
             raise ConfigError(
-                f"--run-dir {path} holds files and no {CONFIG_NAME}, so it is not a run: choose another folder"
+                f"--run-dir {self.path} holds {', '.join(taken)} and is not a run of hpcvol, which would overwrite it: "
+                "choose another folder"
             )
+
+    def _has(self, name: str) -> bool:
+        return os.path.lexists(self.path / name)
 
     def _take_lock(self) -> None:
         """Hold the folder as long as this process lives; where the file system knows no locks nothing is held."""
         self._lock = os.open(self.path / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.release()
-            raise ConfigError(
-                f"another job is at work in --run-dir {self.path}: wait for its end, or choose another folder"
-            ) from None
-        except OSError:
-            pass
+        until = time.monotonic() + _LOOK_SECONDS
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() < until:
+                    time.sleep(0.01)
+                    continue
+                self.release()
+                raise ConfigError(
+                    f"another job is at work in --run-dir {self.path}: wait for its end, or choose another folder"
+                ) from None
+            except OSError:
+                pass
+            return
 
     def _check_agreement(self) -> bool:
         """Compare the configuration with that of the run; return whether the run is to take longer or shorter now.
@@ -133,10 +152,19 @@ class RunDirectory:
             (self.path / name).unlink(missing_ok=True)
 
 
+def holds_run(path: Path) -> bool:
+    """Return whether there is a run in folder `path`. Local."""
+    try:
+        with (path / CONFIG_NAME).open(encoding="utf-8") as file:
+            return file.readline() == _MARK
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
 def is_at_work(path: Path) -> bool:
     """Return whether a job holds the run in folder `path` now; False where the file system knows no locks. Local.
 
-    It asks by taking a shared lock and giving it back: a job that starts in that instant is told to wait.
+    It asks by taking a shared lock and giving it back at once, for which a job that starts in that instant waits.
     """
     try:
         lock = os.open(path / _LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)

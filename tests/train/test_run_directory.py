@@ -1,6 +1,7 @@
 """The run's folder: new, a run's, or something else that must not be touched."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -22,13 +23,25 @@ def test_a_file_is_refused(group: Group, shared_project: Project) -> None:
 
 
 @pytest.mark.parametrize("fresh", [False, True])
-def test_a_folder_of_something_else_is_refused_and_left_alone(project: Project, fresh: bool) -> None:
+@pytest.mark.parametrize("name", ["config.toml", "metrics.jsonl", "checkpoints", "summary.json"])
+def test_a_folder_that_holds_what_a_run_would_overwrite_is_refused_and_left_alone(
+    project: Project, name: str, fresh: bool
+) -> None:
     path = project.folder / "thesis"
     path.mkdir()
-    (path / "chapter").write_text("precious")
-    with pytest.raises(ConfigError, match=r"holds files and no config\.toml, so it is not a run"):
+    (path / name).write_text("precious")
+    with pytest.raises(ConfigError, match=rf"holds {re.escape(name)} and is not a run of hpcvol"):
         project.train("thesis", fresh=fresh)
-    assert [file.name for file in path.iterdir()] == ["chapter"]
+    assert [(file.name, file.read_text()) for file in path.iterdir()] == [(name, "precious")]
+
+
+def test_other_files_such_as_a_job_s_log_are_left_alone(project: Project) -> None:
+    path = project.folder / "run"
+    path.mkdir()
+    (path / "slurm-7.out").write_text("precious")
+    assert project.train("run")
+    assert project.train("run", fresh=True)
+    assert (path / "slurm-7.out").read_text() == "precious"
 
 
 def test_an_empty_folder_and_hidden_files_are_fine(project: Project) -> None:
