@@ -356,3 +356,21 @@ def test_two_nodes_on_two_hosts(tmp_path: Path, undisturbed: Callable[[int], str
         assert resumed_at(project, job)[0] >= 5
         assert project.step() == STEPS
         assert all(one.sent_nbytes > 10_000 for one in hosts.traffic().values())
+
+
+def test_a_node_loses_power(tmp_path: Path, undisturbed: Callable[[int], str]) -> None:
+    """mpiexec ends before Slurm has noticed; the job goes on, on the nodes that are left."""
+    slurm_is_needed()
+    hosts_are_needed()
+    with virtual_hosts(3) as hosts, throwaway_slurm(hosts=hosts) as slurm:
+        project = make_project(tmp_path, slurm, None, undisturbed)
+        project.pace(0.3)
+        job = project.submit("-N", "2", "--ntasks-per-node=1")
+        project.until_step(job, 5)
+        assert slurm.show(job)["NodeList"] == "h[0-1]"
+        assert hosts.power_off("h1")
+        assert_whole(project, job, restarts=1)
+        assert slurm.show(job)["NodeList"] == "h[0,2]"
+        assert "train.sbatch: a node does not answer" in project.output(job)
+        (step,) = resumed_at(project, job)
+        assert step in range(4, STEPS, 4)  # a periodic checkpoint

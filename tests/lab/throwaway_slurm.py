@@ -68,6 +68,7 @@ JobCompType=jobcomp/none
 SlurmdParameters=config_overrides
 ReturnToService=2
 KillWait=5
+SlurmdTimeout=10
 CompleteWait=0
 MailProg=/bin/true
 PropagateResourceLimits=NONE
