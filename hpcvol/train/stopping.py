@@ -17,6 +17,7 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         self._former = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # one that came while the process started is heard now
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,12 +1,15 @@
 """`hpcvol train` from a shell: what it starts, what it prints, how it ends."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from launched import RunProgram, RunRanks
 
@@ -129,6 +132,29 @@ def test_ctrl_c_checkpoints_and_the_same_command_goes_on(run_program: RunProgram
     assert done.returncode == 0, done.stderr
     assert f"at step {last}" in done.stdout
     assert summary(run_dir)["steps"] == last + 3
+
+
+def waits_for_usr1(process: psutil.Process) -> bool:
+    """Return whether SIGUSR1 is held back for `process`."""
+    with suppress(OSError):
+        blocked = re.search(r"^SigBlk:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text(), re.MULTILINE)
+        return blocked is not None and bool(int(blocked[1], 16) >> (signal.SIGUSR1 - 1) & 1)
+    return False
+
+
+def test_ctrl_c_in_a_ranks_first_moment_checkpoints_too(job: Path) -> None:
+    argv = [*HPCVOL, "train", str(job), "--set", "train.steps=1000000", "--set", "optimizer.schedule=constant"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            hpcvol = psutil.Process(process.pid)
+            while not any(waits_for_usr1(one) for one in hpcvol.children(recursive=True)):
+                assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            seen = process.communicate()[0]
+        finally:
+            process.kill()
+    assert process.returncode == 130, seen
+    assert "stopped on request after step 1, with a checkpoint" in seen
 
 
 def test_a_second_ctrl_c_ends_at_once(job: Path) -> None:
