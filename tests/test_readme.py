@@ -75,6 +75,7 @@ def test_no_command_is_forgotten() -> None:
         "mpiexec -n 2 hpcvol train demo/job.toml",
         "hpcvol data build text src/ --out data --split train=.9,val=.05,test=.05",
         "python benchmarks/data.py --quick",
+        "python benchmarks/data_cold.py --quick",
         "python benchmarks/data_peers.py --quick",
         "python benchmarks/dataloader.py --quick",
         "mpiexec -n 2 python benchmarks/train_step.py --quick",
@@ -120,7 +121,7 @@ def test_hpcvol_train_and_the_same_under_mpiexec(demo: Path, run_program: RunPro
     assert "complete: 2 steps" in result.stdout
 
 
-@pytest.mark.parametrize("name", ["data", "data_peers", "dataloader", "train_step", "startup"])
+@pytest.mark.parametrize("name", ["data", "data_cold", "data_peers", "dataloader", "train_step", "startup"])
 def test_benchmarks(name: str, tmp_path: Path, run_program: RunProgram) -> None:
     json_file = tmp_path / "rows.json"
     argv = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--quick", "--json", str(json_file)]

@@ -14,7 +14,7 @@ from hpcvol.data.dataset import EpochOrder, Split
 from hpcvol.data.manifest import Field, Shard
 from hpcvol.data.mapped import MappedShards
 from hpcvol.data.readers import Allocate, Array
-from hpcvol.data.windowed import WindowedOrder
+from hpcvol.data.windowed import FollowedOrder, WindowedOrder
 from hpcvol.errors import DataError
 
 
@@ -47,7 +47,7 @@ class CachedSplit(Split):
         weakref.finalize(self, self.cache.close)
         self._mutex = threading.Lock()
         if isinstance(order, WindowedOrder):
-            self.order = _Followed(order, self.cache)
+            self.order = FollowedOrder(order, self.cache.want)
 
     def take(self, indices: NDArray[np.int64], allocate: Allocate = np.empty) -> dict[str, Array]:
         """See `Split.take`. One thread at a time: meanwhile no shard may move."""
@@ -56,16 +56,3 @@ class CachedSplit(Split):
                 with suppress(DataError):  # it went again: the cache will say so, and until then the old one is there
                     self._shards.move(number, path, trusted=path.parent == self.cache.folder)
             return super().take(indices, allocate)
-
-
-class _Followed:
-    """An order that tells the cache where training is."""
-
-    def __init__(self, order: WindowedOrder, cache: CacheFiller) -> None:
-        self._order = order
-        self._cache = cache
-        self.num_samples = order.num_samples
-
-    def __call__(self, seed: int, epoch: int, position: int, count: int) -> NDArray[np.int64]:
-        self._cache.want(self._order.shards_ahead(seed, epoch, position))
-        return self._order(seed, epoch, position, count)

@@ -11,6 +11,8 @@ from hpcvol.data.dataset import Dataset, EpochOrder, Split
 from hpcvol.data.manifest import fields_in_words
 from hpcvol.data.mapped import MappedShards
 from hpcvol.data.order import order
+from hpcvol.data.read_ahead import ReadAhead
+from hpcvol.data.windowed import FollowedOrder, WindowedOrder
 from hpcvol.errors import DataError
 from hpcvol.kernels.permutation import permute_at
 
@@ -51,6 +53,8 @@ def concatenate(
     files = [file for dataset in datasets for file in dataset.files(split)]
     if cache is not None:
         return CachedSplit(files, split, datasets[0].fields, order, cache)
+    if isinstance(order, WindowedOrder):
+        order = FollowedOrder(order, ReadAhead([path for path, _ in files]).want)
     return Split(MappedShards(files, split), datasets[0].fields, order)
 
 

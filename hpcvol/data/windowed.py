@@ -1,6 +1,6 @@
 """An order that shuffles within a few shards at a time, so that a cache smaller than the data can move along."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -72,3 +72,25 @@ class WindowedOrder:
         """Return the shards in the epoch's order, and the position at which each begins (and the end)."""
         shards = order(len(self._rows), seed, _WINDOWS_EPOCH - 1 - epoch, 0, len(self._rows))
         return shards, np.cumsum(np.concatenate([[0], self._rows[shards]]), dtype=np.int64)
+
+
+class FollowedOrder:
+    """A `WindowedOrder` that tells, whenever it is asked, which shards training needs now and next.
+
+    Args:
+        order: the order.
+        want: takes the shards' numbers, in the order of their use.
+
+    Attributes:
+        num_samples: in every epoch.
+    """
+
+    def __init__(self, order: WindowedOrder, want: Callable[[Sequence[int]], None]) -> None:
+        self._order = order
+        self._want = want
+        self.num_samples = order.num_samples
+
+    def __call__(self, seed: int, epoch: int, position: int, count: int) -> NDArray[np.int64]:
+        """See `WindowedOrder`."""
+        self._want(self._order.shards_ahead(seed, epoch, position))
+        return self._order(seed, epoch, position, count)
