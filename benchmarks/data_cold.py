@@ -1,7 +1,7 @@
 """Shuffled batches of 256 rows from files that are not in memory, against reading the same files from end to end.
 
 Every repetition first drops the files from the page cache and then reads each row once: an epoch of a dataset that is
-larger than memory. Shares are of the sequential read's rate in the same run.
+larger than memory. TMPDIR has to be on the disk in question. Shares are of the sequential read's rate in the same run.
 
 - sequential: read() of 1 MiB pieces, file after file; what the disk gives.
 - hpcvol_window: rows shuffled within 4 shards at a time (`data.window = 4`), as the Trainer reads them.
@@ -58,7 +58,7 @@ def read_an_epoch(folder: Path, window: int | None, epoch: int) -> None:
 def main() -> None:
     options = arguments(str(__doc__)).parse_args()
     rows, shard_nbytes, rounds = (40_000, 1 << 23, 2) if options.quick else (1 << 20, 1 << 27, 5)
-    folder = Path(tempfile.mkdtemp(prefix="hpcvol-benchmark-", dir="."))
+    folder = Path(tempfile.mkdtemp(prefix="hpcvol-benchmark-"))
     try:
         np.save(folder / "x.npy", np.random.default_rng(0).integers(0, 255, (rows, ROW_NBYTES), np.uint8))
         np.savez(folder / "rows.npz", x=np.load(folder / "x.npy", mmap_mode="r"))
