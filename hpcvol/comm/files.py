@@ -1,5 +1,7 @@
 """Passing files from one rank to others that do not see them, in pieces."""
 
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
@@ -17,7 +19,7 @@ PIECE_NBYTES = 16 * 2**20
 def pass_file(group: Group, root: int, source: Path, target: Path | None) -> None:
     """Copy the file `source` of rank `root` to `target` on every rank that names one. Collective.
 
-    A target has its name when it is whole and on disk; after an error none has. Memory: one piece of 16 MiB a rank.
+    A target has its name when it is whole and on disk; after an error none has. Memory: two pieces of 16 MiB a rank.
 
     Args:
         group: all of its ranks call this with the same `root`.
@@ -54,23 +56,52 @@ def pass_file(group: Group, root: int, source: Path, target: Path | None) -> Non
 def _pass_pieces(
     group: Group, root: int, nbytes: int, reader: BinaryIO | None, writer: BinaryIO | None
 ) -> OSError | None:
-    """Pass all pieces, also after an error, which comes back: the others go on waiting for them."""
-    error: OSError | None = None
-    piece = np.zeros(min(nbytes, PIECE_NBYTES), np.uint8)
-    for start in range(0, nbytes, PIECE_NBYTES):
-        part = piece[: min(PIECE_NBYTES, nbytes - start)]
-        try:
-            if reader is not None and error is None:
-                _read_exactly(reader, part)
-        except OSError as caught:
-            error = caught
-        copy_from_root(group, part, root)
-        try:
-            if writer is not None and error is None:
-                writer.write(part.data)
-        except OSError as caught:
-            error = caught
-    return error
+    """Pass all pieces, also after an error, which comes back: the others go on waiting for them.
+
+    While one piece travels a thread reads the next, or writes the one before: there are two buffers.
+    """
+    buffers = [np.zeros(min(nbytes, PIECE_NBYTES), np.uint8) for _ in range(2)]
+    starts = range(0, nbytes, PIECE_NBYTES)
+    parts = [buffers[i % 2][: min(PIECE_NBYTES, nbytes - start)] for i, start in enumerate(starts)]
+    with ThreadPoolExecutor(1) as thread:
+        disk = _Disk(thread)
+        if reader is not None and parts:
+            disk.do(_read_exactly, reader, parts[0])
+        for i, part in enumerate(parts):
+            disk.wait(unless_last=reader is None)  # which is the write of the other buffer
+            if reader is not None and i + 1 < len(parts):
+                disk.do(_read_exactly, reader, parts[i + 1])
+            copy_from_root(group, part, root)
+            if writer is not None:
+                disk.do(writer.write, part.data)
+        disk.wait()
+    return disk.error
+
+
+class _Disk:
+    """What is read and written in the thread, in order; nothing more after the first error."""
+
+    def __init__(self, thread: ThreadPoolExecutor) -> None:
+        self._thread = thread
+        self._jobs: list[Future[None]] = []
+        self.error: OSError | None = None
+
+    def do(self, function: Callable[..., object], *arguments: object) -> None:
+        self._jobs.append(self._thread.submit(self._run, function, *arguments))
+
+    def wait(self, *, unless_last: bool = False) -> None:
+        """Wait until all is done that was asked for, or all but the last."""
+        last = self._jobs[-1:] if unless_last else []
+        for job in self._jobs[: len(self._jobs) - len(last)]:
+            job.result()
+        self._jobs = last
+
+    def _run(self, function: Callable[..., object], *arguments: object) -> None:
+        if self.error is None:
+            try:
+                function(*arguments)
+            except OSError as error:
+                self.error = error
 
 
 def _read_exactly(reader: BinaryIO, part: Vector) -> None:
