@@ -1,7 +1,12 @@
 """Files that are whole or absent after a crash: written aside, synchronised to disk, then renamed into place."""
 
 import os
+import socket
+import time
+from contextlib import suppress
 from pathlib import Path
+
+_STALE_SECONDS = 24 * 3600
 
 
 def publish(aside: Path, path: Path) -> None:
@@ -24,3 +29,33 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def create_aside(path: Path) -> Path:
+    """Create an empty file next to `path` to write it first; nobody else, on any host, has the same one."""
+    aside = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}-{os.urandom(4).hex()}.aside")
+    aside.touch(exist_ok=False)
+    return aside
+
+
+def remove_stale_asides(folder: Path) -> None:
+    """Remove files of `create_aside` in `folder` that nobody writes any more.
+
+    Those are of processes of this host that are gone, and whatever was not written to for a day.
+    """
+    for aside in folder.glob(".*-*-*.aside"):
+        with suppress(OSError):
+            owner, process, _ = aside.name.rsplit("-", 2)
+            gone = owner.endswith(f".{socket.gethostname()}") and process.isdigit() and not _is_alive(int(process))
+            if gone or time.time() - aside.stat().st_mtime > _STALE_SECONDS:
+                aside.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True

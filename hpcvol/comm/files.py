@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,7 +12,7 @@ import numpy as np
 from hpcvol.comm.agreement import agree, together
 from hpcvol.comm.group import Group
 from hpcvol.comm.vectors import Vector, copy_from_root
-from hpcvol.durable import publish
+from hpcvol.durable import create_aside, publish, remove_stale_asides
 
 PIECE_NBYTES = 16 * 2**20
 
@@ -31,19 +32,22 @@ def pass_file(group: Group, root: int, source: Path, target: Path | None) -> Non
         MemberError: it cannot be read or written somewhere; the same on every rank.
     """
     doing = f"passing {source.name} from {group.name_of(root)}"
-    aside = None if target is None else target.with_name(f".{target.name}.passing")
-    with ExitStack() as stack:
-        reader: BinaryIO | None = None
-        writer: BinaryIO | None = None
-        nbytes = 0
-        with together(group, doing):
-            if group.rank == root:
-                reader = stack.enter_context(source.open("rb"))
-                nbytes = source.stat().st_size
-            if aside is not None:
-                writer = stack.enter_context(aside.open("wb"))
-        error = _pass_pieces(group, root, group.broadcast_object(nbytes, root), reader, writer)
+    aside: Path | None = None
     try:
+        with ExitStack() as stack:
+            reader: BinaryIO | None = None
+            writer: FileIO | None = None
+            nbytes = 0
+            with together(group, doing):
+                if group.rank == root:
+                    reader = stack.enter_context(source.open("rb"))
+                    nbytes = source.stat().st_size
+                if target is not None:
+                    remove_stale_asides(target.parent)
+                    aside = create_aside(target)
+                    # Without a buffer, because one that is written on closing fails on this rank alone.
+                    writer = stack.enter_context(aside.open("wb", buffering=0))
+            error = _pass_pieces(group, root, group.broadcast_object(nbytes, root), reader, writer)
         agree(group, error, doing)
         with together(group, doing):
             if aside is not None and target is not None:
@@ -54,7 +58,7 @@ def pass_file(group: Group, root: int, source: Path, target: Path | None) -> Non
 
 
 def _pass_pieces(
-    group: Group, root: int, nbytes: int, reader: BinaryIO | None, writer: BinaryIO | None
+    group: Group, root: int, nbytes: int, reader: BinaryIO | None, writer: FileIO | None
 ) -> OSError | None:
     """Pass all pieces, also after an error, which comes back: the others go on waiting for them.
 
@@ -73,7 +77,7 @@ def _pass_pieces(
                 disk.do(_read_exactly, reader, parts[i + 1])
             copy_from_root(group, part, root)
             if writer is not None:
-                disk.do(writer.write, part.data)
+                disk.do(_write_all, writer, part.data)
         disk.wait()
     return disk.error
 
@@ -109,3 +113,8 @@ def _read_exactly(reader: BinaryIO, part: Vector) -> None:
     if len(data) != part.size:
         raise OSError("the file became shorter while it was read")
     part[:] = np.frombuffer(data, np.uint8)
+
+
+def _write_all(writer: FileIO, data: memoryview) -> None:
+    while len(data):
+        data = data[writer.write(data) :]

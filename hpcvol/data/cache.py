@@ -11,7 +11,7 @@ from pathlib import Path
 import xxhash
 
 from hpcvol.data.manifest import BLOCK_NBYTES, Shard
-from hpcvol.durable import publish
+from hpcvol.durable import create_aside, publish, remove_stale_asides
 from hpcvol.errors import DataError
 
 # Room that is left on the disk: others write there, too.
@@ -138,6 +138,7 @@ class CacheFiller:
                 os.close(descriptor)
                 return False
             self._lock = descriptor
+            remove_stale_asides(self.folder)
         return True
 
     def _notice(self) -> None:
@@ -173,22 +174,30 @@ class CacheFiller:
         return self._files[number][0] != self._copies[number]
 
     def _copy(self, number: int) -> bool:
-        """Copy a shard, checking each block; a damaged one is left to whoever reads it, who says so."""
+        """Copy a shard, checking each block; a damaged one is left to whoever reads it, who says so.
+
+        Runs with other lists of shards have other locks, and may copy the same one: each to a file of its own.
+        """
         source, shard = self._files[number]
-        aside = self._copies[number].with_suffix(".aside")
+        aside: Path | None = None
         try:
-            with source.open("rb", buffering=0) as original, aside.open("wb") as copy:
-                for at in range(0, len(shard.blocks), 16):
-                    block = original.read(BLOCK_NBYTES)
-                    if self._closed.is_set() or xxhash.xxh3_64_hexdigest(block) != shard.blocks[at : at + 16]:
-                        return False
-                    copy.write(block)
+            with source.open("rb", buffering=0) as original:
+                aside = create_aside(self._copies[number])
+                with aside.open("wb") as copy:
+                    for at in range(0, len(shard.blocks), 16):
+                        block = original.read(BLOCK_NBYTES)
+                        if self._closed.is_set() or xxhash.xxh3_64_hexdigest(block) != shard.blocks[at : at + 16]:
+                            return False
+                        copy.write(block)
+            if not is_intact(aside, shard):
+                return False
             publish(aside, self._copies[number])
         except OSError:
             return False
         finally:
-            with suppress(OSError):
-                aside.unlink(missing_ok=True)
+            if aside is not None:
+                with suppress(OSError):
+                    aside.unlink(missing_ok=True)
         self._readable.add(number)
         self._change(number, self._copies[number])
         return True

@@ -7,6 +7,7 @@ import pytest
 
 from hpcvol.comm import Group, files
 from hpcvol.comm.files import pass_file
+from hpcvol.durable import create_aside
 from hpcvol.errors import MemberError
 
 
@@ -31,7 +32,7 @@ def test_a_file_that_is_not_there(group: Group, tmp_path: Path) -> None:
     with pytest.raises(MemberError, match=r"passing nothing from member 0 (.|\n)*No such file") as caught:
         pass_file(group, 0, tmp_path / "nothing", tmp_path / "target")
     assert caught.value.everywhere
-    assert not (tmp_path / "target").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_becomes_shorter(group: Group, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,12 +56,37 @@ def test_a_file_that_becomes_shorter(group: Group, tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("group", [2, 3], indirect=True, ids=["2ranks", "3ranks"])
-def test_a_disk_that_is_full(group: Group, tmp_path: Path) -> None:
-    (tmp_path / "source").write_bytes(bytes(100_000))
+@pytest.mark.parametrize("nbytes", [100, 100_000])
+def test_a_disk_that_is_full(group: Group, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nbytes: int) -> None:
+    (tmp_path / "source").write_bytes(bytes(nbytes))
     target = tmp_path / "target"
     if group.rank == 1:
-        (tmp_path / ".target.passing").symlink_to("/dev/full")
+        (tmp_path / ".full").symlink_to("/dev/full")
+        monkeypatch.setattr(files, "create_aside", lambda _: tmp_path / ".full")
     with pytest.raises(MemberError, match=r"member 1 (.|\n)*No space left") as caught:
         pass_file(group, 0, tmp_path / "source", target)
     assert caught.value.everywhere
     assert {path.name for path in tmp_path.iterdir()} == {"source"}
+
+
+def test_ranks_that_name_the_same_file_do_not_write_into_each_other(
+    group: Group, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(group.broadcast_object(str(tmp_path), 0))
+    asides: list[Path] = []
+
+    def create(path: Path) -> Path:
+        asides.append(create_aside(path))
+        return asides[-1]
+
+    monkeypatch.setattr(files, "create_aside", create)
+    source = folder / "source"
+    if group.rank == 0:
+        source.write_bytes(b"content")
+    group.barrier()
+    pass_file(group, 0, source, folder / "target")
+    group.barrier()
+    assert (folder / "target").read_bytes() == b"content"
+    assert len(set(group.gather_objects(asides[0].name))) == group.size
+    assert {path.name for path in folder.iterdir()} == {"source", "target"}
+    group.barrier()

@@ -2,14 +2,17 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 
 from hpcvol.data import Dataset, build_dataset, cache
 from hpcvol.data.cached import CachedSplit
@@ -158,6 +161,66 @@ def test_a_folder_that_goes_away_does_not_stop_the_reading(opened: Callable[...,
     shutil.rmtree(tmp_path / "local")
     wait_for(lambda: tmp_path / "local" not in read_from(split))
     np.testing.assert_array_equal(split.take(np.arange(NUM_ROWS))["i"], np.arange(NUM_ROWS))
+
+
+def test_two_runs_that_copy_the_same_shard_do_not_write_into_each_other(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have other lists of shards, so one lock does not exclude the other; the second begins as the first ends."""
+    at_end, second_began, published = threading.Event(), threading.Event(), threading.Event()
+    files, publish, digest = dataset.files("train"), cache.publish, xxhash.xxh3_64_hexdigest
+
+    def publish_late(aside: Path, path: Path) -> None:
+        if not at_end.is_set():
+            at_end.set()
+            assert second_began.wait(30)
+        publish(aside, path)
+
+    class Hashes:
+        @staticmethod
+        def xxh3_64_hexdigest(data: bytes) -> str:
+            if at_end.is_set() and threading.current_thread() is not threading.main_thread():
+                second_began.set()  # it has read its first block
+                assert published.wait(30)
+            return digest(data)
+
+    monkeypatch.setattr(cache, "publish", publish_late)
+    monkeypatch.setattr(cache, "xxhash", Hashes)
+    first = cache.CacheFiller(tmp_path / "local", files[:1])
+    assert at_end.wait(30)
+    second = cache.CacheFiller(tmp_path / "local", files[:2])
+    changes: dict[int, Path] = {}
+    wait_for(lambda: changes or changes.update(first.take_changes()))
+    try:
+        assert second_began.is_set()
+        assert cache.is_intact(changes[0], files[0][1])
+    finally:
+        published.set()
+        first.close()
+        second.close()
+
+
+def test_what_dead_processes_left_is_removed(opened: Callable[..., CachedSplit], tmp_path: Path) -> None:
+    folder = tmp_path / "local"
+    folder.mkdir()
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    host = socket.gethostname()
+    names = {
+        "dead": f".a.h5.{host}-{dead.pid}-00000000.aside",
+        "alive": f".a.h5.{host}-{os.getpid()}-00000000.aside",
+        "elsewhere": f".a.h5.{host}x-{dead.pid}-00000000.aside",
+        "old": f".a.h5.{host}x-{dead.pid}-00000001.aside",
+        "not ours": "thesis.aside",
+    }
+    for name in names.values():
+        (folder / name).write_bytes(b"half")
+    os.utime(folder / names["old"], (time.time() - 90_000,) * 2)
+    split = opened()
+    wait_for(lambda: set(read_from(split)) == {folder})
+    split.cache.close()
+    left = {path.name for path in folder.glob("*.aside")}
+    assert left == {names["alive"], names["elsewhere"], names["not ours"]}
 
 
 FILL = """
