@@ -105,6 +105,7 @@ def _write_part(source: Source, splits: tuple[str, ...], build: PartBuild, progr
     shards: list[tuple[str, int, Shard]] = []
     for section in source.sections(lambda number: number % build.count == build.index):
         if isinstance(section, LinkedSection):
+            _refuse_links_into(build.out, section)
             shards += [(split, section.number, shard) for split, shard in section.shards]
             count(sum(shard.rows for _, shard in section.shards))
             continue
@@ -118,6 +119,16 @@ def _write_part(source: Source, splits: tuple[str, ...], build: PartBuild, progr
                 count(len(next(iter(chunk.values()))))
             shards += [(split, section.number, writer.finish()) for split, writer in writers.items()]
     return Part(source.fields, splits, source.num_rows(), shards)
+
+
+def _refuse_links_into(out: Path, section: LinkedSection) -> None:
+    """Refuse to link files of the dataset's own folder: replacing what is there would remove them."""
+    for _, shard in section.shards:
+        if Path(shard.file).is_relative_to(out.resolve()):
+            raise DataError(
+                f"{shard.file} lies in {out}, the folder of the dataset that would link to it. Move it elsewhere, "
+                "choose another folder, or build without --link."
+            )
 
 
 def _key(described: Any) -> str:

@@ -17,11 +17,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from hpcvol.data.manifest import FILE_NAME, Field, Manifest, Shard, fields_from_json, fields_to_json, read_manifest
+from hpcvol.data.manifest import (
+    FILE_NAME,
+    FORMAT,
+    Field,
+    Manifest,
+    Shard,
+    fields_from_json,
+    fields_to_json,
+    read_manifest,
+)
 from hpcvol.durable import sync, write_text
 from hpcvol.errors import DataError
 
 _STAGING = ".building"
+_HEAD_NBYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -158,6 +168,11 @@ class PartBuild:
             os.close(lock)
 
     def _refuse_other_things(self) -> None:
+        if os.path.lexists(self.out / FILE_NAME) and not _says_that_it_is_ours(self.out / FILE_NAME):
+            raise DataError(
+                f'{self.out / FILE_NAME} is not hpcvol\'s: it lacks "format": "{FORMAT}". Choose another folder for '
+                "the dataset; where this was one, remove that file first."
+            )
         ours = (self.out / FILE_NAME).exists() or (self.out / _STAGING).exists() or not self.out.exists()
         if not ours and not (self.out.is_dir() and not any(self.out.iterdir())):
             raise DataError(f"{self.out} exists and is not an empty folder; choose a new one for the dataset.")
@@ -222,6 +237,16 @@ def _by_number(numbered: tuple[int, Shard]) -> int:
     return numbered[0]
 
 
+def _says_that_it_is_ours(manifest: Path) -> bool:
+    """Return whether a file, intact or not, begins as manifests do."""
+    try:
+        with manifest.open("rb") as file:
+            head = file.read(_HEAD_NBYTES)
+    except OSError:
+        return False
+    return re.search(rb'"format"\s*:\s*"%b"' % FORMAT.encode(), head) is not None
+
+
 def _build_of(out: Path) -> str | None:
     try:
         return read_manifest(out).build
@@ -231,9 +256,9 @@ def _build_of(out: Path) -> str | None:
 
 def _remove_unlisted(out: Path, manifest: Manifest) -> None:
     """Remove shards of a dataset that was replaced, or of a commit that was killed."""
-    listed = {shard.file for shards in manifest.splits.values() for shard in shards}
+    listed = {(out / shard.file).resolve() for shards in manifest.splits.values() for shard in shards}
     for path in out.iterdir():
-        if re.fullmatch(r"[A-Za-z0-9_]+-\d{5,}-[0-9a-f]{8}\.h5", path.name) and path.name not in listed:
+        if re.fullmatch(r"[A-Za-z0-9_]+-\d{5,}-[0-9a-f]{8}\.h5", path.name) and path.resolve() not in listed:
             path.unlink()
 
 

@@ -93,6 +93,21 @@ def test_hdf5_rows_are_linked_where_they_lie(tmp_path: Path) -> None:
     np.testing.assert_array_equal(rows_of(out, "val")["labels_y"], np.concatenate([y[360:], y[360:]]))
 
 
+@pytest.mark.parametrize("folder", ["out", "other", "link"])
+def test_a_dataset_does_not_link_to_files_of_its_own_folder(tmp_path: Path, folder: str) -> None:
+    """Replacing the dataset would remove them."""
+    inputs.make_hdf5(tmp_path / "a.h5")
+    out = build_dataset("hdf5", [tmp_path / "a.h5"], tmp_path / "out", split=ALL)
+    (tmp_path / "link").symlink_to(out)
+    before = {path.name: path.read_bytes() for path in out.glob("*.*") if path.is_file()}
+    paths = sorted((out if folder == "other" else tmp_path / folder).glob("*.h5"))
+    assert paths
+    target = tmp_path / ("link" if folder == "other" else "out")
+    with pytest.raises(DataError, match=r"\.h5 lies in .*that would link to it.*without --link"):
+        build_dataset("hdf5", paths, target, split=ALL, options={"link": True}, overwrite=True)
+    assert {path.name: path.read_bytes() for path in out.glob("*.*") if path.is_file()} == before
+
+
 def test_a_linked_file_that_changed_is_found(tmp_path: Path) -> None:
     inputs.make_hdf5(tmp_path / "a.h5")
     out = build_dataset("hdf5", [tmp_path / "a.h5"], tmp_path / "out", split=ALL, options={"link": True})

@@ -183,6 +183,28 @@ def test_a_folder_of_other_things_is_left_alone(source: Path, tmp_path: Path) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz"]
 
 
+@pytest.mark.parametrize("text", ['{"mine": 1}', "not JSON", ""])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_of_the_manifests_name_that_is_not_ours_is_left_alone(
+    source: Path, tmp_path: Path, text: str, overwrite: bool
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "dataset.json").write_text(text)
+    with pytest.raises(DataError, match=r"dataset\.json is not hpcvol's.*Choose another folder"):
+        build_dataset("npz", [source], tmp_path / "out", options=OPTIONS, overwrite=overwrite)
+    assert (tmp_path / "out" / "dataset.json").read_text() == text
+    assert len(list((tmp_path / "out").iterdir())) == 1
+
+
+def test_a_damaged_dataset_can_be_replaced(source: Path, whole: Path, tmp_path: Path) -> None:
+    out = build_dataset("npz", [source], tmp_path / "out", options=OPTIONS)
+    os.truncate(out / "dataset.json", 500)
+    with pytest.raises(DataError, match=r"holds a dataset already.*--overwrite"):
+        build_dataset("npz", [source], out, options=OPTIONS)
+    build_dataset("npz", [source], out, options=OPTIONS, overwrite=True)
+    assert_same(whole, out)
+
+
 def test_two_processes_cannot_build_the_same_part(source: Path, tmp_path: Path) -> None:
     """The input itself starts the second build while the first is at work."""
     spec = f"{tmp_path / 'code.py'}:samples"
