@@ -88,7 +88,8 @@ def _launch(num_ranks: int, arguments: list[str], completion: Completion) -> Non
     if ending.stopped:
         raise typer.Exit(EXIT_STOPPED)
     print(
-        f"hpcvol: the run is not complete ({_words(ending)}); the same command goes on from its last checkpoint",
+        f"hpcvol: the run is not complete ({_words(ending)}); when what stopped it is mended, the same command goes on "
+        "from its last checkpoint",
         file=sys.stderr,
     )
     raise typer.Exit(ending.status if 0 < ending.status < 128 else 1)

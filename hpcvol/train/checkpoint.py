@@ -6,7 +6,6 @@ written as `.step-00000120.partial`, synced and renamed. `checkpoints/best` poin
 loss.
 """
 
-import json
 import logging
 import shutil
 from collections.abc import Mapping
@@ -19,7 +18,17 @@ import torch
 
 from hpcvol.durable import sync
 from hpcvol.errors import CheckpointError
-from hpcvol.train.checkpoint_files import BEST, FORMAT, MODEL, OPTIMIZER, STATE, checkpoints_in, digest_of, trouble_with
+from hpcvol.train.checkpoint_files import (
+    BEST,
+    FORMAT,
+    MODEL,
+    OPTIMIZER,
+    STATE,
+    checkpoints_in,
+    digest_of,
+    seal,
+    trouble_with,
+)
 from hpcvol.train.files import write_whole
 from hpcvol.train.snapshot import Snapshot
 
@@ -70,8 +79,9 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
             free = shutil.disk_usage(self._folder if self._folder.exists() else "/").free
             raise CheckpointError(
-                f"checkpoint {final} could not be written: {error} ({free / 2**20:.0f} MiB free there); checkpoints "
-                "written before are whole. Make room and start the same command again: it goes on from the last one"
+                f"checkpoint {final} could not be written: {_reason(error)} ({free / 2**20:.0f} MiB free there); "
+                "checkpoints written before are whole. Make room and start the same command again: it goes on from the "
+                "last one"
             ) from error
         self._prune()
         return final
@@ -131,12 +141,6 @@ def load_optimizer(path: Path, stored: dict[str, Any], optimizer: torch.optim.Op
         raise CheckpointError(f"{path / OPTIMIZER} is not of this optimizer and model: {error}") from None
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """Return what checkpoint `path` holds besides model and optimizer. Local."""
-    state: dict[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
-    return state
-
-
 def load_weights(path: Path, model: torch.nn.Module) -> None:
     """Load parameters and buffers from a safetensors file, in place. Local.
 
@@ -174,6 +178,14 @@ def _describe(tensor: torch.Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
+def _reason(error: BaseException) -> str:
+    """Return the system's own words where torch hides them behind its own."""
+    told: BaseException | None = error
+    while told is not None and not isinstance(told, OSError):
+        told = told.__context__
+    return str(told or error)
+
+
 def _delete(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
@@ -183,8 +195,9 @@ def _delete(path: Path) -> None:
 
 def _write_parts(folder: Path, content: Snapshot, state: Mapping[str, Any]) -> None:
     safetensors.torch.save_file(content.model, folder / MODEL, metadata={"format": "pt"})
-    torch.save(content.optimizer, folder / OPTIMIZER)
+    with (folder / OPTIMIZER).open("wb") as file:  # given a path, torch does not say why it cannot write
+        torch.save(content.optimizer, file)
     for name in (MODEL, OPTIMIZER):
         sync(folder / name)
     files = {name: [(folder / name).stat().st_size, digest_of(folder / name)] for name in (MODEL, OPTIMIZER)}
-    write_whole(folder / STATE, json.dumps({"format": FORMAT, "files": files, **state}, indent=1))
+    write_whole(folder / STATE, seal({"format": FORMAT, "files": files, **state}))

@@ -2,11 +2,13 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
-FORMAT = 2
+FORMAT = 3
 MODEL, OPTIMIZER, STATE, BEST = "model.safetensors", "optimizer.pt", "state.json", "best"
 _NAME = re.compile(r"step-\d{8,}")  # others in the folder are not ours: a copy that somebody keeps
 _CHUNK_NBYTES = 1 << 24
@@ -17,6 +19,29 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))
 
 
+def seal(state: Mapping[str, Any]) -> str:
+    """Return the text of STATE: `state`, and a digest of it."""
+    plain = json.loads(json.dumps(state))  # as it will be read: keys are strings, sequences lists
+    return json.dumps({**plain, "digest": _digest_of_state(plain)}, indent=1)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Return the description of checkpoint `path`.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not what was written.
+    """
+    state = json.loads((path / STATE).read_text(encoding="utf-8"))
+    if not isinstance(state, dict) or "format" not in state:
+        raise ValueError(f"{STATE} is not the description of a checkpoint")
+    if state["format"] != FORMAT:
+        raise ValueError(f"it has format {state['format']}, expected {FORMAT}")
+    if state.pop("digest", None) != _digest_of_state(state):
+        raise ValueError(f"{STATE} does not match its own digest: it was changed or damaged")
+    return state
+
+
 def trouble_with(path: Path, *, read: bool = True) -> str | None:
     """Say what is wrong with the checkpoint `path`, or None where it is whole.
 
@@ -25,18 +50,19 @@ def trouble_with(path: Path, *, read: bool = True) -> str | None:
         read: False compares sizes only, without the digests of what the files hold.
     """
     try:
-        state = json.loads((path / STATE).read_text(encoding="utf-8"))
-        if state["format"] != FORMAT:
-            return f"{path.name} has format {state['format']}, expected {FORMAT}"
-        for name, (nbytes, digest) in state["files"].items():
+        for name, (nbytes, digest) in read_state(path)["files"].items():
             found = (path / name).stat().st_size
             if found != nbytes:
                 return f"{path.name}/{name} has {found} bytes, expected {nbytes}"
             if read and digest_of(path / name) != digest:
                 return f"{path.name}/{name} has another digest than {STATE} says: it was changed or damaged"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         return f"{path.name} is not whole ({type(error).__name__}: {error})"
     return None
+
+
+def _digest_of_state(state: Mapping[str, Any]) -> str:
+    return xxhash.xxh3_64_hexdigest(json.dumps(state, sort_keys=True, separators=(",", ":")).encode())
 
 
 def digest_of(path: Path) -> str:

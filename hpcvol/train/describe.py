@@ -3,13 +3,14 @@
 import json
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from hpcvol.errors import CheckpointError
-from hpcvol.train.checkpoint_files import BEST, MODEL, STATE, checkpoints_in, trouble_with
+from hpcvol.train.checkpoint_files import BEST, MODEL, STATE, checkpoints_in, read_state, trouble_with
 from hpcvol.train.completion import SUMMARY_NAME
 from hpcvol.train.config import Config, load_config
 from hpcvol.train.run_directory import CHECKPOINTS_NAME, CONFIG_NAME, METRICS_NAME, is_at_work
@@ -22,7 +23,7 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: its description or its weights cannot be read.
     """
     try:
-        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        state = read_state(path)
         progress, files = state["progress"], state["files"]
         described = {
             "kind": "checkpoint",
@@ -41,7 +42,7 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
             "files": {name: nbytes for name, (nbytes, _) in files.items()},
             "trouble": trouble_with(path, read=False),
         }
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path / STATE} cannot be read as the description of a checkpoint ({type(error).__name__}: {error}): "
             "`hpcvol train` goes on from another one, and `hpcvol verify` of the run names those that are whole"
@@ -119,7 +120,9 @@ def _essentials(config: Config) -> dict[str, Any]:
 
 
 def _checkpoint_line(path: Path) -> dict[str, Any]:
-    nbytes = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+    nbytes = 0
+    with suppress(OSError):  # it is a file, or the job that is at work deletes it
+        nbytes = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
     return {"name": path.name, "nbytes": nbytes, "trouble": trouble_with(path, read=False)}
 
 

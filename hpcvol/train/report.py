@@ -32,7 +32,7 @@ class Report:
     def forget_after(self, step: int) -> None:
         """Drop the metrics of steps after `step`: the run goes on from there and will write them again."""
         if self._path is not None and self._path.exists():
-            lines = self._path.read_text(encoding="utf-8").splitlines()
+            lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
             kept = [line for line in lines if _step_of(line) <= step]
             with writing(self._path):
                 write_whole(self._path, "".join(f"{line}\n" for line in kept))

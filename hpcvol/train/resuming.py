@@ -13,7 +13,7 @@ from hpcvol.torch.run import Run
 from hpcvol.torch.staging import broadcast_tensor
 from hpcvol.train import checkpoint
 from hpcvol.train.checkpoint import Checkpoints
-from hpcvol.train.checkpoint_files import MODEL
+from hpcvol.train.checkpoint_files import MODEL, read_state
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def receive_state(group: Group, found: Found) -> dict[str, Any]:
     state: dict[str, Any] = {}
     with together(group, f"loading {found.name}"):
         if group.rank == found.owner:
-            state = checkpoint.read_state(found.path)
+            state = read_state(found.path)
     received: dict[str, Any] = group.broadcast_object(state, found.owner)
     return received
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from hpcvol.errors import ConfigError
+from hpcvol.train.checkpoint_files import BEST, checkpoints_in
 from hpcvol.train.completion import SUMMARY_NAME, Completion
 from hpcvol.train.config import Config, differences, load_config, to_toml
 from hpcvol.train.files import write_whole, writing
@@ -145,9 +146,18 @@ class RunDirectory:
         return any(line.startswith(_LENGTH) for line in all_changed)
 
     def _empty(self) -> None:
-        """Delete a run; its configuration last, so that the folder is known for a run's until it is empty."""
-        if (self.path / CHECKPOINTS_NAME).exists():
-            shutil.rmtree(self.path / CHECKPOINTS_NAME)
+        """Delete a run; its configuration last, so that the folder is known for a run's until it is empty.
+
+        What somebody keeps beside the checkpoints stays. The folder of checkpoints may be a link to another disk.
+        """
+        folder = self.path / CHECKPOINTS_NAME
+        for path in [*checkpoints_in(folder), *folder.glob(".step-*.partial"), folder / BEST]:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
+            folder.rmdir()
         for name in (METRICS_NAME, CONFIG_NAME):
             (self.path / name).unlink(missing_ok=True)
 

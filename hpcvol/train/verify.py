@@ -11,7 +11,7 @@ import torch
 
 from hpcvol.errors import HpcvolError
 from hpcvol.train.checkpoint import load_weights
-from hpcvol.train.checkpoint_files import BEST, FORMAT, MODEL, OPTIMIZER, STATE, checkpoints_in, digest_of
+from hpcvol.train.checkpoint_files import BEST, MODEL, OPTIMIZER, STATE, checkpoints_in, digest_of, read_state
 from hpcvol.train.completion import SUMMARY_NAME
 from hpcvol.train.config import Config, load_config
 from hpcvol.train.parts import build_model
@@ -49,11 +49,8 @@ def verify_checkpoint(path: Path, on_read: OnRead = lambda _nbytes: None) -> lis
         on_read: called with numbers of bytes as they have been read.
     """
     try:
-        state = json.loads((path / STATE).read_text(encoding="utf-8"))
-        if state["format"] != FORMAT:
-            return [f"{path / STATE}: has format {state['format']}, expected {FORMAT}"]
-        files = {str(name): (int(nbytes), str(digest)) for name, (nbytes, digest) in state["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        files = {str(name): (int(nbytes), str(digest)) for name, (nbytes, digest) in read_state(path)["files"].items()}
+    except (OSError, ValueError) as error:
         return [f"{path / STATE}: is not the description of a checkpoint ({type(error).__name__}: {error})"]
     damaged = []
     for name, expected in files.items():

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from hpcvol.cli.main import app
 from hpcvol.data import build_dataset
-from hpcvol.train.checkpoint_files import digest_of
+from hpcvol.train.checkpoint_files import digest_of, read_state, seal
 from hpcvol.train.config import load_config
 from hpcvol.train.run_directory import RunDirectory
 
@@ -144,9 +144,9 @@ def spoil_weights(checkpoint: Path, value: float) -> None:
     weights = safetensors.torch.load_file(path)
     next(iter(weights.values())).view(-1)[0] = value
     safetensors.torch.save_file(weights, path)
-    state = json.loads((checkpoint / "state.json").read_text())
+    state = read_state(checkpoint)
     state["files"][path.name] = [path.stat().st_size, digest_of(path)]
-    (checkpoint / "state.json").write_text(json.dumps(state))
+    (checkpoint / "state.json").write_text(seal(state))
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {

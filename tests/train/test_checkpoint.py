@@ -23,6 +23,7 @@ from hpcvol.data import build_dataset
 from hpcvol.errors import CheckpointError
 from hpcvol.train import checkpoint
 from hpcvol.train.checkpoint import Checkpoints, load_weights
+from hpcvol.train.checkpoint_files import read_state
 from hpcvol.train.snapshot import Snapshot
 
 PERIODIC = ("checkpoint.every_steps=2",)
@@ -46,7 +47,7 @@ def snapshot(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Snapsh
 def load(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     load_weights(path / "model.safetensors", model)
     checkpoint.load_optimizer(path, checkpoint.read_optimizer(path), optimizer)
-    return checkpoint.read_state(path)
+    return read_state(path)
 
 
 def test_others_can_read_its_parts(project: Project) -> None:
@@ -118,6 +119,12 @@ def truncate(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
+def rewrite(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
 def empty(folder: Path) -> None:
     for path in folder.iterdir():
         path.unlink()
@@ -138,6 +145,8 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "empty state": lambda folder: os.truncate(folder / "state.json", 0),
     "zeros in state": lambda folder: (folder / "state.json").write_bytes(bytes(100)),
     "no state": lambda folder: (folder / "state.json").unlink(),
+    "another number in state": lambda folder: rewrite(folder / "state.json", '"format": 3', '"format": 3, "more": 1'),
+    "no files in state": lambda folder: rewrite(folder / "state.json", '"files": {', '"files": [], "others": {'),
     "other state": lambda folder: (folder / "state.json").write_text("[]"),
     "nothing": empty,
     "a file": replace_by_file,
@@ -198,7 +207,8 @@ def strike(real, moment):
         if moment != "before":
             real(*args, **kwargs)
         if moment == "half":
-            os.truncate(args[1], os.path.getsize(args[1]) // 2)
+            path = args[1] if isinstance(args[1], (str, Path)) else args[1].name
+            os.truncate(path, os.path.getsize(path) // 2)
         os.write(1, b"reached ")
         os.kill(os.getpid(), signal.SIGKILL)
     return patched
@@ -269,6 +279,7 @@ def test_a_full_disk_is_one_error_and_earlier_checkpoints_stay(
     assert caught.value.everywhere
     assert f"checkpoint {path} could not be written" in str(caught.value)
     assert "MiB free there" in str(caught.value)
+    assert "File too large" in str(caught.value)  # the system's own reason: here a limit stands for a full disk
     assert "Make room" in str(caught.value)
     group.barrier()
     if group.rank == 0:

@@ -52,8 +52,8 @@ def test_metrics_of_steps_that_are_made_again_are_dropped(tmp_path: Path) -> Non
     report = Report(path, None, None)
     for step in range(1, 5):
         report.metrics(step, {"loss": step / 2})
-    with path.open("a") as file:
-        file.write('{"step": 1, "lo')  # killed while writing
+    with path.open("ab") as file:
+        file.write(b'{"step": 1, "lo\xff\xfe')  # a torn block
     report.forget_after(2)
     report.metrics(3, {"loss": float("inf"), "val": {"loss": float("nan")}})
     assert [json.loads(line) for line in path.read_text().splitlines()] == [

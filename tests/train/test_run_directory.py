@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,31 @@ def test_other_files_such_as_a_job_s_log_are_left_alone(project: Project) -> Non
     assert project.train("run")
     assert project.train("run", fresh=True)
     assert (path / "slurm-7.out").read_text() == "precious"
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_starting_over_deletes_the_run_and_nothing_else(project: Project, tmp_path: Path, linked: bool) -> None:
+    checkpoints = project.folder / "run" / "checkpoints"
+    if linked:  # to another disk, as on clusters
+        checkpoints.parent.mkdir()
+        (tmp_path / "scratch").mkdir()
+        checkpoints.symlink_to(tmp_path / "scratch")
+        # The folder is not a run yet, and this name in it is one that a run has.
+        with pytest.raises(ConfigError, match="holds checkpoints and is not a run"):
+            project.train("run")
+        checkpoints.unlink()
+    assert project.train("run")
+    if linked:
+        (tmp_path / "scratch").rmdir()
+        shutil.move(checkpoints, tmp_path / "scratch")
+        checkpoints.symlink_to(tmp_path / "scratch")
+    (checkpoints / "the-good-one").mkdir()
+    (checkpoints / ".step-00000099.partial").mkdir()
+    assert project.train("run", "train.seed=1", fresh=True)
+    assert {path.name for path in checkpoints.iterdir()} == {"best", "step-00000006", "the-good-one"} | {
+        path.resolve().name for path in [checkpoints / "best"]
+    }
+    assert checkpoints.is_symlink() == linked
 
 
 def test_an_empty_folder_and_hidden_files_are_fine(project: Project) -> None:
