@@ -49,16 +49,16 @@ class MapDataset(torch.utils.data.Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         """Return one sample."""
-        sample: Batch = _Gathered(self._fetch([index]), 1)[0]
+        sample: Batch = _Gathered(self._fetch([index], whole=False), 1)[0]
         return sample
 
     def __getitems__(self, indices: Sequence[int]) -> "_Gathered":
         """Return samples, gathered in one call; torch's default collating leaves them together."""
-        return _Gathered(self._fetch(indices), len(indices))
+        return _Gathered(self._fetch(indices, whole=True), len(indices))
 
-    def _fetch(self, indices: Sequence[int]) -> Batch:
+    def _fetch(self, indices: Sequence[int], *, whole: bool) -> Batch:
         seed = int(torch.randint(2**62, ())) if self._shards.transform is not None else 0
-        return self._shards.fetch(np.asarray(indices, np.int64), np.random.default_rng(seed))
+        return self._shards.fetch(np.asarray(indices, np.int64), np.random.default_rng(seed), whole=whole)
 
 
 class IterableDataset(torch.utils.data.IterableDataset[Batch]):
@@ -139,7 +139,7 @@ class IterableDataset(torch.utils.data.IterableDataset[Batch]):
             indices = order(len(self._shards), self._seed, epoch, begin, end - begin)
         else:
             indices = np.arange(begin, end)
-        return self._shards.fetch(indices, unit_generator(self._seed, epoch, batch))
+        return self._shards.fetch(indices, unit_generator(self._seed, epoch, batch), whole=True)
 
 
 class _Shards:
@@ -158,9 +158,9 @@ class _Shards:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}
 
-    def fetch(self, indices: NDArray[np.int64], generator: np.random.Generator) -> Batch:
-        """Return samples as one batch, transformed; in a worker and untransformed, in memory to hand over."""
-        if self.transform is None and get_worker_info() is not None:
+    def fetch(self, indices: NDArray[np.int64], generator: np.random.Generator, *, whole: bool) -> Batch:
+        """Return samples as one batch, transformed; a worker's `whole` batch, untransformed, in memory to hand over."""
+        if whole and self.transform is None and get_worker_info() is not None:
             arrays = self._rows.take(indices, allocate=handoff.allocate)
             return {name: torch.from_numpy(array) for name, array in arrays.items()}
         return ShardSamples(self._rows, self.transform).fetch(indices, generator)
@@ -203,8 +203,8 @@ def _collate(samples: Sequence[_Sample], *, collate_fn_map: Any) -> Any:
 
 
 def _to_training(batch: Batch) -> Any:
-    """Return the batch as it leaves the process: as it is, or from a worker by `handoff`, which arrives as a batch."""
-    return batch if get_worker_info() is None else handoff.Handed(batch)
+    """Return the batch as it leaves the process: as it is, or in a worker ready for `handoff`."""
+    return batch if get_worker_info() is None else handoff.hand_over(batch)
 
 
 # The extension point that torch.utils.data.default_collate documents.

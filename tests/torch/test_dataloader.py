@@ -3,14 +3,15 @@
 import gc
 import os
 import pickle
-from collections.abc import Iterable
+import signal
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Subset, default_collate
 
 from hpcvol.data import build_dataset
 from hpcvol.errors import ConfigError, DataError
@@ -162,6 +163,139 @@ def test_memory_is_used_again(data: Path) -> None:
         counts.append(len(files))
     assert counts[0] > 0
     assert counts[-1] - counts[0] < 51  # the batches of an epoch, of which each has two fields
+
+
+def stacked(samples: Any) -> dict[str, torch.Tensor]:
+    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+
+def rows_of_the_batch(samples: Any) -> list[torch.Tensor]:
+    return [sample["x"] for sample in samples]  # views of one tensor
+
+
+def changed(samples: Any) -> Any:
+    batch = default_collate(samples)
+    return {**batch, "x": batch["x"][1:], "y": batch["y"] + 1}
+
+
+def extended(samples: Any) -> Any:
+    batch = default_collate(samples)
+    batch["twice"] = batch["x"] * 2
+    batch["again"] = batch["x"]
+    return batch
+
+
+def only_a_number(samples: Any) -> int:
+    return int(default_collate(samples)["y"][0])
+
+
+def other_tensors(batch: dict[str, Any], _rng: np.random.Generator) -> dict[str, Any]:
+    rows = batch["x"]
+    return {"t": rows.t(), "grad": (rows + 1).requires_grad_(), "sparse": rows.to_sparse(), "none": rows[:0], "n": 3}
+
+
+def descriptors(process: int) -> int:
+    gc.collect()
+    return len(os.listdir(f"/proc/{process}/fd"))
+
+
+CASES: dict[str, tuple[Callable[[Path], Any], dict[str, Any]]] = {
+    "default": (MapDataset, {"batch_size": 4}),
+    "collate_fn": (MapDataset, {"batch_size": 4, "collate_fn": stacked}),
+    "collate_fn that returns views": (MapDataset, {"batch_size": 4, "collate_fn": rows_of_the_batch}),
+    "collate_fn that changes the batch": (MapDataset, {"batch_size": 4, "collate_fn": changed}),
+    "collate_fn that adds to the batch": (MapDataset, {"batch_size": 4, "collate_fn": extended}),
+    "collate_fn that drops the batch": (MapDataset, {"batch_size": 4, "collate_fn": only_a_number}),
+    "ConcatDataset": (lambda data: ConcatDataset([MapDataset(data)]), {"batch_size": 4}),
+    "Subset": (lambda data: Subset(MapDataset(data), range(ROWS)), {"batch_size": 4, "collate_fn": stacked}),
+    "single samples": (MapDataset, {"batch_size": None}),
+    "transform": (lambda data: MapDataset(data, transform=noisy), {"batch_size": 4}),
+    "transform to other tensors": (
+        lambda data: IterableDataset(data, batch_size=2, transform=other_tensors),
+        {"batch_size": None},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_batch_costs_a_worker_memory_for_good(data: Path, case: str) -> None:
+    dataset, settings = CASES[case]
+    twice = {} if "other tensors" in case else {"sampler": list(range(ROWS)) * 2}
+    here = descriptors(os.getpid())
+    iterator = iter(loader(dataset(data), 1, **twice, **settings))
+    counts = []
+    for number, batch in enumerate(iterator):
+        del batch
+        if number in (20, 100):
+            counts.append(descriptors(iterator._workers[0].pid))
+    early, late = counts
+    assert late - early < 16, counts  # what is on its way differs from moment to moment
+    del iterator
+    assert descriptors(os.getpid()) - here < 4
+
+
+def test_a_collate_fn_gets_a_batch_it_can_change(data: Path) -> None:
+    for workers in (0, 1):
+        batches = list(loader(MapDataset(data), workers, batch_size=4, collate_fn=extended))
+        for number, batch in enumerate(batches[:-1]):
+            del batch["again"]  # its memory is that of x where no worker is between
+            assert batch["x"][:, 0].tolist() == list(range(4 * number, 4 * number + 4))
+            assert torch.equal(batch["twice"], batch["x"] * 2)
+        assert set(batches[-1]) == {"x", "y", "twice", "again"}
+
+
+def test_tensors_of_every_kind_arrive(data: Path) -> None:
+    here, there = (
+        next(iter(loader(IterableDataset(data, batch_size=4, transform=other_tensors), workers, batch_size=None)))
+        for workers in (0, 1)
+    )
+    assert torch.equal(here["t"], there["t"])
+    assert torch.equal(here["grad"], there["grad"])
+    assert there["grad"].requires_grad
+    assert torch.equal(here["sparse"].to_dense(), there["sparse"].to_dense())
+    assert there["none"].shape == (0, 5)
+    assert there["n"] == 3
+
+
+def test_a_worker_keeps_what_it_still_refers_to(data: Path) -> None:
+    """A collate_fn that remembers a batch finds it as it was, though the training process is done with it."""
+    remembered: list[torch.Tensor] = []
+
+    def remember(samples: Any) -> Any:
+        batch = default_collate(samples)
+        remembered.append(batch["x"])
+        batch["first"] = [tensor[0, 0].item() for tensor in remembered]
+        return batch
+
+    for batch in loader(MapDataset(data), 1, batch_size=4, collate_fn=remember):
+        last = batch["first"]
+        del batch
+    assert last == [float(4 * number) for number in range(51)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_iterator_that_is_dropped_leaves_nothing(data: Path, workers: int) -> None:
+    before = descriptors(os.getpid())
+    for _ in range(3):
+        iterator = iter(loader(MapDataset(data), workers, batch_size=4, prefetch_factor=8 if workers else None))
+        kept = [next(iterator) for _ in range(10)]
+        del iterator
+        assert flat(labels(kept)) == list(range(40))
+        del kept
+    assert descriptors(os.getpid()) - before < 4
+
+
+def test_a_worker_that_dies_leaves_nothing(data: Path) -> None:
+    before = descriptors(os.getpid())
+    for _ in range(3):
+        iterator = iter(loader(MapDataset(data), 1, batch_size=4, prefetch_factor=8))
+        kept = [next(iterator) for _ in range(10)]
+        os.kill(iterator._workers[0].pid, signal.SIGKILL)
+        with pytest.raises((RuntimeError, DataError)):
+            list(iterator)
+        assert flat(labels(kept)) == list(range(40))
+        del iterator, kept
+    assert descriptors(os.getpid()) - before < 4
 
 
 def test_nothing_in_shared_memory_has_a_name(data: Path) -> None:
