@@ -19,8 +19,11 @@ from hpcvol.torch.dataloader import IterableDataset, MapDataset
 
 ROWS = 203
 BATCH = 16
-# Three workers on two cores: torch advises against it.
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+pytestmark = [
+    # Three workers on two cores: torch advises against it.
+    pytest.mark.filterwarnings("ignore:This DataLoader will create"),
+    pytest.mark.filterwarnings("ignore:Sparse invariant checks"),
+]
 WORKERS = [0, 1, 2, 3]
 
 
