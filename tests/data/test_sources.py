@@ -112,6 +112,13 @@ def test_csv(tmp_path: Path) -> None:
     check_rows(found, x=rows.astype(np.float32))
 
 
+def test_csv_labels_are_exact(tmp_path: Path) -> None:
+    labels = [0, -(2**63), 2**63 - 1, 2**53 + 1, -(2**53) - 1]
+    (tmp_path / "a.csv").write_text("a,y\n" + "".join(f"1,{label}\n" for label in labels) + f"1,{2**53 + 1}.0\n1,1e3\n")
+    out = build_dataset("csv", [tmp_path / "a.csv"], tmp_path / "out", options={"label": "y"}, split="train=1")
+    assert everything(out)["train"]["y"].tolist() == [*labels, 2**53 + 1, 1000]
+
+
 def test_python_map_style_and_iterable_are_the_same(tmp_path: Path) -> None:
     file = module(
         tmp_path,
@@ -187,6 +194,11 @@ def csv(text: str) -> Callable[[Path], list[str]]:
     return write
 
 
+def latin(path: Path, text: str) -> list[str]:
+    path.write_text(text, encoding="latin-1")
+    return [str(path)]
+
+
 def code(body: str) -> Callable[[Path], list[str]]:
     return lambda folder: [module(folder, body)]
 
@@ -212,6 +224,22 @@ BAD: list[tuple[str, Callable[[Path], list[str]], dict[str, Any], str]] = [
     ("csv", csv(""), {}, "is empty"),
     ("csv", csv("a,label\n1,2\n"), {"label": "lable"}, "no column 'lable'.*Did you mean label"),
     ("csv", csv("a,y\n" + "1,2\n" * 200 + "1,2.5\n"), {"label": "y"}, "line 202: the label is 2.5"),
+    (
+        "csv",
+        csv("a,y\n1,2\n1,9223372036854775808\n"),
+        {"label": "y"},
+        r"line 3: the label is 9223372036854775808 \(column 'y'\), expected an integer of at most 64 bits",
+    ),
+    ("csv", csv("a,y\n1,2\n1,1e300\n"), {"label": "y"}, r"line 3: the label is 1e300 \(column 'y'\), expected an int"),
+    ("csv", csv("a,y\n1,1e999999999\n"), {"label": "y"}, "line 2: the label is 1e999999999"),
+    ("csv", lambda folder: latin(folder / "a.csv", "größe,b\n1,2\n"), {}, r"a\.csv, after line 0: 'utf-8'.*to UTF-8"),
+    ("csv", lambda folder: latin(folder / "a.csv", "a\n" + "1\n" * 9000 + "ü\n"), {}, r"after line \d{4}: 'utf-8'"),
+    ("csv", csv(f"a,b\n1,{'2' * 200_000}\n"), {}, "after line 1: field larger than field limit.*option delimiter"),
+    ("csv", csv("a;b\n1;2\n"), {"delimiter": ";;"}, "delimiter of kind csv is ';;', expected one character"),
+    ("csv", csv("a;b\n1;2\n"), {"delimiter": ""}, "delimiter of kind csv is '', expected one character"),
+    ("csv", csv("a,b\n1,2\n"), {"ragged": 3}, "ragged names '3'; the fields are x"),
+    ("csv", csv("a,b\n1,2\n"), {"ragged": True}, "ragged of kind csv is True, expected names"),
+    ("csv", csv("a,b\n1,2\n"), {"ragged": {"x": 1}}, "ragged of kind csv is {'x': 1}, expected names"),
     ("text", lambda _folder: ["/nowhere"], {}, "no file or folder /nowhere"),
     ("text", csv("short"), {}, "makes no samples"),
     ("text", lambda folder: [str(folder)], {"pattern": "*.none"}, "No files match"),

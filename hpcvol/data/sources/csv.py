@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from hpcvol.data.sources.files import find_files, signature_of
 from hpcvol.data.sources.options import Options, nearest
 from hpcvol.data.sources.rows import RowSource, Wanted
 from hpcvol.data.sources.source import Source
-from hpcvol.errors import DataError
+from hpcvol.errors import ConfigError, DataError
+
+_BEYOND_INT64 = 2**63
 
 
 def csv_source(paths: Sequence[str], shares: Mapping[str, float], options: Options) -> Source:
@@ -25,8 +28,17 @@ def csv_source(paths: Sequence[str], shares: Mapping[str, float], options: Optio
     Options: label, delimiter (","), and those of `RowSource`.
     """
     files = find_files(paths, (".csv", ".tsv"), "comma-separated values")
-    rows = _CsvRows(files, options.text("label", ""), options.text("delimiter", ","))
+    rows = _CsvRows(files, options.text("label", ""), _delimiter(options))
     return RowSource(rows, shares, options)
+
+
+def _delimiter(options: Options) -> str:
+    text = options.text("delimiter", ",")
+    try:
+        csv.reader([], delimiter=text)
+    except (TypeError, ValueError):
+        raise ConfigError(f"Option delimiter of kind csv is {text!r}, expected one character.") from None
+    return text
 
 
 class _CsvRows:
@@ -44,6 +56,7 @@ class _CsvRows:
                 f"{', '.join(self._columns)}.{nearest(label, self._columns)}"
             )
         self._label = self._columns.index(label) if label else None
+        self._name = label
         self._label_dtype: np.dtype[np.int64] | np.dtype[np.float32] | None = None
         self._places: list[str] = []
 
@@ -84,21 +97,30 @@ class _CsvRows:
             number,
             {
                 "x": np.delete(numbers, self._label, axis=1).astype(np.float32),
-                "y": self._labels(places, numbers[:, self._label]),
+                "y": self._labels(places, [row[self._label] for row in rows]),
             },
         )
 
-    def _labels(self, places: list[str], values: np.ndarray) -> np.ndarray:
-        whole = np.isfinite(values) & (values == np.rint(values))
+    def _labels(self, places: list[str], texts: list[str]) -> np.ndarray:
+        whole = [_integer(text) for text in texts]
         if self._label_dtype is None:
-            self._label_dtype = np.dtype(np.int64) if whole.all() else np.dtype(np.float32)
-        if self._label_dtype == np.int64 and not whole.all():
-            bad = int(np.argmin(whole))
-            raise DataError(
-                f"{places[bad]}: the label is {values[bad]}, an integer was expected as in the first rows. "
-                "Write the labels of the first rows with a fraction where they are not classes."
-            )
-        return values.astype(self._label_dtype)
+            self._label_dtype = np.dtype(np.float32) if None in whole else np.dtype(np.int64)
+        if self._label_dtype == np.float32:
+            return np.array(texts, dtype=str).astype(np.float64).astype(np.float32)
+        values = []
+        for place, text, number in zip(places, texts, whole, strict=True):
+            if number is None:
+                raise DataError(
+                    f"{place}: the label is {text} (column {self._name!r}), an integer was expected as in the first "
+                    "rows. Write the labels of the first rows with a fraction where they are not classes."
+                )
+            if not -_BEYOND_INT64 <= number < _BEYOND_INT64:
+                raise DataError(
+                    f"{place}: the label is {text} (column {self._name!r}), expected an integer of at most 64 bits. "
+                    "Write the labels of the first rows with a fraction where they are not classes."
+                )
+            values.append(int(number))
+        return np.array(values, np.int64)
 
     def _not_a_number(self, places: list[str], rows: list[list[str]]) -> DataError:
         for place, row in zip(places, rows, strict=True):
@@ -116,16 +138,41 @@ class _CsvRows:
         for path in self._paths:
             if self._header(path) != self._columns:
                 raise DataError(f"{path}, line 1: other columns than those of {self._paths[0]}.")
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                reader = csv.reader(file, delimiter=self._delimiter)
-                next(reader)
-                for row in reader:
-                    if row:
-                        yield f"{path}, line {reader.line_num}", row
+            rows = self._rows_of(path)
+            next(rows)  # the names
+            for line, row in rows:
+                if row:
+                    yield f"{path}, line {line}", row
 
     def _header(self, path: Path) -> list[str]:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            columns = [column.strip() for column in next(csv.reader(file, delimiter=self._delimiter), [])]
-        if not columns:
+        _, names = next(self._rows_of(path), (1, []))
+        if not names:
             raise DataError(f"{path} is empty; expected a first line of column names.")
-        return columns
+        return [name.strip() for name in names]
+
+    def _rows_of(self, path: Path) -> Iterator[tuple[int, list[str]]]:
+        """Yield each row of a file, the names included, and the number of its last line."""
+        line = 0
+        try:
+            with path.open(newline="", encoding="utf-8-sig") as file:
+                reader = csv.reader(file, delimiter=self._delimiter)
+                for row in reader:
+                    line = reader.line_num
+                    yield line, row
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path}, after line {line}: {error}. Convert the file to UTF-8, for example with iconv."
+            ) from error
+        except csv.Error as error:
+            raise DataError(
+                f"{path}, after line {line}: {error}. Correct the file, or see whether option delimiter is right."
+            ) from error
+
+
+def _integer(text: str) -> Decimal | None:
+    """Return the integer that a number's text stands for, exactly; None where it has a fraction or is not finite."""
+    try:
+        number = Decimal(text)
+    except InvalidOperation:
+        return None
+    return number if number.is_finite() and number == number.to_integral_value() else None

@@ -42,9 +42,16 @@ class Options:
         return value
 
     def names(self, name: str) -> tuple[str, ...]:
-        """Return option `name`, names separated by commas or a list of them; none by default."""
+        """Return option `name`, names separated by commas or a list of them; none by default.
+
+        A name of digits alone may come as an integer: the command line reads `columns=3` so.
+        """
         value = self.value(name, ())
-        parts = value.split(",") if isinstance(value, str) else value
+        parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+        if not all(isinstance(part, str | int) and not isinstance(part, bool) for part in parts):
+            raise ConfigError(
+                f"Option {name} of kind {self._kind} is {value!r}, expected names, separated by commas or in a list."
+            )
         return tuple(str(part).strip() for part in parts)
 
     def value(self, name: str, default: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import tarfile
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -169,7 +170,7 @@ def _value(extension: str, data: bytes, place: str) -> Array:
             return np.asarray(np.load(BytesIO(data), allow_pickle=False))
         if kind == "json" and (numbers := _numbers(data)) is not None:
             return numbers
-    except ValueError as error:
+    except (ValueError, OverflowError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise DataError(
             f"{place}: .{extension} cannot be read: {error}. Correct it or leave the sample out."
         ) from error
@@ -180,6 +181,6 @@ def _numbers(text: bytes) -> Array | None:
     """Return the numbers of a JSON text, None where it is something else."""
     try:
         array = np.asarray(json.loads(text))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return array if array.dtype.kind in "biuf" and array.size else None
