@@ -1,5 +1,6 @@
 """Epochs of several datasets, each taken with a weight."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from hpcvol.kernels.permutation import permute_at
 
 # Epochs never get here: the numbers from here on tell the permutations of the datasets' extras apart.
 _EXTRAS_EPOCH = 1 << 62
+_MAX_WEIGHT = 1e6
+_MAX_SAMPLES = 1 << 62
 
 
 def mix(weights: Mapping[str | Path, float], split: str = "train") -> Split:
@@ -27,7 +30,7 @@ def mix(weights: Mapping[str | Path, float], split: str = "train") -> Split:
     `MixedOrder`.
 
     Args:
-        weights: by folder: how often the samples of that dataset are taken in an epoch; above 0.
+        weights: by folder: how often the samples of that dataset are taken in an epoch; above 0, at most a million.
         split: of each dataset.
 
     Raises:
@@ -91,17 +94,26 @@ class MixedOrder:
         num_samples: in every epoch.
 
     Raises:
-        DataError: a weight that is not above 0, or so small that it gives no sample.
+        DataError: a weight that is not above 0 and at most a million, or so small that it gives no sample; an epoch of
+            more samples than can be counted.
     """
 
     def __init__(self, rows: Sequence[int], weights: Sequence[float]) -> None:
+        for weight in weights:
+            if not (math.isfinite(weight) and 0 < weight <= _MAX_WEIGHT):
+                raise DataError(
+                    f"A weight of a dataset is {weight:g}, expected a number above 0 and at most {_MAX_WEIGHT:g}: how "
+                    "often its samples are taken in an epoch."
+                )
         taken = [round(weight * count) for count, weight in zip(rows, weights, strict=True)]
         for count, weight, samples in zip(rows, weights, taken, strict=True):
-            if weight <= 0 or samples < 1:
+            if samples < 1:
                 raise DataError(
                     f"A weight of {weight:g} takes {samples} of the {count} samples of a dataset in an epoch; expected "
                     "at least one. Raise the weight, or leave the dataset out."
                 )
+        if sum(taken) > _MAX_SAMPLES:
+            raise DataError(f"The weights make an epoch of {sum(taken)} samples, expected at most 2^62. Lower them.")
         self._rows = np.array(rows, np.int64)
         self._first_rows = np.cumsum([0, *rows[:-1]], dtype=np.int64)
         self._starts = np.cumsum([0, *taken], dtype=np.int64)

@@ -26,6 +26,7 @@ from hpcvol.errors import ConfigError
 from hpcvol.train import config_errors, toml
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+_MAX_WEIGHT = 1e6
 
 
 class _Section(BaseModel):
@@ -68,7 +69,7 @@ class SourceConfig(_Section):
 class DataConfig(_Section):
     """What the model is trained on."""
 
-    path: str | Annotated[dict[str, PositiveFloat], Field(min_length=1)] = Field(
+    path: str | Annotated[dict[str, float], Field(min_length=1)] = Field(
         description="A dataset folder, as `hpcvol data build` makes it, or `file.py:function`, which is called with "
         'the name of a split and returns a map-style torch dataset. Or several folders: `{ "a/" = 2, "b/" = 0.5 }` '
         "takes every training sample of `a/` twice an epoch and half of those of `b/`, in turn."
@@ -115,7 +116,12 @@ class DataConfig(_Section):
             raise ValueError(f"data.cache holds shards, and data.path = {self.path!r} is a function: leave it out")
         if isinstance(self.path, dict) and len({os.path.normpath(path) for path in self.path}) < len(self.path):
             raise ValueError("data.path names the same folder twice: give it once, with the sum of the weights")
-        for path in self.path if isinstance(self.path, dict) else ():
+        for path, weight in self.path.items() if isinstance(self.path, dict) else ():
+            if not 0 < weight <= _MAX_WEIGHT:
+                raise ValueError(
+                    f"data.path gives {path!r} the weight {weight:g}, expected a number above 0 and at most "
+                    f"{_MAX_WEIGHT:g}"
+                )
             if is_reference(path):
                 raise ValueError(f"data.path mixes datasets, and {path!r} is a function: build a dataset of it first")
         return self

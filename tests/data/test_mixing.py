@@ -107,6 +107,18 @@ def test_two_folders_are_read_as_one(tmp_path: Path) -> None:
     assert len(np.unique(found)) == 100
 
 
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), -float("inf"), 1e30, 1_000_001, 0, -1])
+def test_weights_that_cannot_be_are_refused(weight: float) -> None:
+    with pytest.raises(DataError, match=r"weight of a dataset is .*, expected a number above 0 and at most 1e\+06"):
+        MixedOrder([900, 10], [1, weight])
+
+
+def test_the_largest_weight_and_an_epoch_that_is_too_long() -> None:
+    assert MixedOrder([900], [1e6]).num_samples == 900_000_000
+    with pytest.raises(DataError, match=r"epoch of 10000000000000000000 samples.*Lower them"):
+        MixedOrder([10**13], [1e6])
+
+
 def test_what_cannot_be_mixed_is_refused(tmp_path: Path) -> None:
     one, two = make(tmp_path, "one", 0, 50), make(tmp_path, "two", 0, 50, "f4")
     with pytest.raises(DataError, match=r"one has x \(int64\[\]\);.*two has x \(float32\[\]\)"):

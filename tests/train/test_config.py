@@ -106,6 +106,13 @@ def test_an_override_without_section_or_value_is_refused(tmp_path: Path, overrid
     assert "section.key=value" in refusal(tmp_path, SMALLEST, override)
 
 
+@pytest.mark.parametrize("weight", ["inf", "nan", "1e+07", "0", "-1"])
+def test_a_weight_that_cannot_be_is_refused(tmp_path: Path, weight: str) -> None:
+    message = refusal(tmp_path, SMALLEST, f'data.path={{ "a" = 1, "b" = {weight} }}')
+    assert message.startswith("--set data.path")
+    assert message.endswith(f"gives 'b' the weight {weight}, expected a number above 0 and at most 1e+06")
+
+
 def test_an_override_below_a_value_is_refused(tmp_path: Path) -> None:
     assert "train.seed is a value" in refusal(tmp_path, SMALLEST + "[train]\nseed = 3\n", "train.seed.deep=1")
 
