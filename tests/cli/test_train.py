@@ -134,11 +134,12 @@ def test_ctrl_c_checkpoints_and_the_same_command_goes_on(run_program: RunProgram
     assert summary(run_dir)["steps"] == last + 3
 
 
-def waits_for_usr1(process: psutil.Process) -> bool:
-    """Return whether SIGUSR1 is held back for `process`."""
-    with suppress(OSError):
+def is_a_rank_that_holds_usr1_back(process: psutil.Process) -> bool:
+    """Return whether `process` is a rank with SIGUSR1 blocked; a program that is being started blocks all signals."""
+    with suppress(OSError, psutil.Error):
         blocked = re.search(r"^SigBlk:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text(), re.MULTILINE)
-        return blocked is not None and bool(int(blocked[1], 16) >> (signal.SIGUSR1 - 1) & 1)
+        is_rank = "HPCVOL_LAUNCHED" in process.environ() and "hpcvol.cli" in process.cmdline()
+        return is_rank and blocked is not None and int(blocked[1], 16) == 1 << (signal.SIGUSR1 - 1)
     return False
 
 
@@ -147,7 +148,7 @@ def test_ctrl_c_in_a_ranks_first_moment_checkpoints_too(job: Path) -> None:
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
             hpcvol = psutil.Process(process.pid)
-            while not any(waits_for_usr1(one) for one in hpcvol.children(recursive=True)):
+            while not any(is_a_rank_that_holds_usr1_back(one) for one in hpcvol.children(recursive=True)):
                 assert process.poll() is None
             process.send_signal(signal.SIGINT)
             seen = process.communicate()[0]
