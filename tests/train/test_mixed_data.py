@@ -49,7 +49,7 @@ def test_a_mixture_is_another_dataset_than_its_parts(project: Project) -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ('data.path={ "a" = 0 }', "greater than 0"),
+        ('data.path={ "a" = 0 }', "above 0"),
         ("data.path={}", "data.path"),
         ('data.path={ "a" = 1, "a/" = 2 }', "names the same folder twice"),
         ('data.path={ "a.py:f" = 1 }', "is a function: build a dataset"),
