@@ -37,3 +37,7 @@ class CommError(HpcvolError):
 
 class MemberError(HpcvolError):
     """Another member of the run failed; the message names it and repeats its words."""
+
+
+class MismatchError(HpcvolError):
+    """Members called different collectives, or with different lengths, dtypes or operations; shows both sides."""

@@ -3,6 +3,8 @@
 import socket
 from typing import TYPE_CHECKING, Any
 
+from hpcvol.comm.calls import Calls
+
 if TYPE_CHECKING:
     from mpi4py import MPI
 
@@ -18,6 +20,7 @@ class Group:
         hosts: host name by rank.
         members: member id by rank. Ids are given once, at the start, and never reused; a split keeps them.
         node: the ranks of this group that share memory with this one (this group itself where all of them do).
+        calls: the collective calls made so far, where the other ranks of the node can see them.
     """
 
     def __init__(self, communicator: "MPI.Comm", member: int) -> None:
@@ -35,6 +38,7 @@ class Group:
         self.members: tuple[int, ...] = tuple(member for member, _ in facts)
         self.hosts: tuple[str, ...] = tuple(host for _, host in facts)
         self.node: Group = self._split_by_node()
+        self.calls = Calls(self)
 
     @property
     def communicator(self) -> "MPI.Comm":
@@ -93,6 +97,7 @@ class Group:
             self.node.close()
         self._communicator.Free()
         self._communicator = None
+        del self.calls  # its shared memory: a group that is its own node waits for the garbage collector
 
     def _split_by_node(self) -> "Group":
         from mpi4py import MPI
