@@ -26,6 +26,9 @@ class Bag:
         """Put units (back) into the bag."""
         self._spans.extend(spans)
 
+    def __bool__(self) -> bool:
+        return bool(self._spans)
+
     def __iter__(self) -> Iterator[UnitSpan]:
         while self._spans:
             yield self._spans.popleft()

@@ -3,10 +3,15 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from hpcvol.collectives import Algorithm, allreduce
+from hpcvol.collectives import Algorithm, Vector, allreduce
 from hpcvol.comm import Group
+from hpcvol.kernels import fixed_point
+from hpcvol.strategies.reducer import Buckets, ExactReducer, FloatReducer, Terms
+
+BUCKET_NBYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)
@@ -16,10 +21,12 @@ class AllReduce:
     Args:
         group: the live ranks.
         algorithm: "auto", "ring" or "library" (`comm.algorithm`).
+        bucket_nbytes: how many bytes of gradients are combined at once (`comm.bucket_nbytes`).
     """
 
     group: Group
     algorithm: Algorithm = "auto"
+    bucket_nbytes: int = BUCKET_NBYTES
 
     def sum(self, vector: NDArray[Any]) -> None:
         """Replace `vector` by the sum over ranks. Collective, in place."""
@@ -28,3 +35,48 @@ class AllReduce:
     def max(self, vector: NDArray[Any]) -> None:
         """Replace `vector` by the element-wise maximum over ranks. Collective, in place."""
         allreduce(self.group, vector, op="max", algorithm=self.algorithm)
+
+    def floats(self, numel: int, dtype: np.dtype[Any], buckets: Buckets) -> FloatReducer:
+        """Return what sums a step's gradients in floating point. Collective."""
+        return _Floats(self, numel, dtype, buckets)
+
+    def exact(self, numel: int, dtype: np.dtype[Any], buckets: Buckets) -> ExactReducer:
+        """Return what sums a step's gradients in integers and gives their means in `dtype`. Collective."""
+        return _Exact(self, numel, dtype, buckets)
+
+
+class _Floats:
+    def __init__(self, strategy: AllReduce, numel: int, dtype: np.dtype[Any], buckets: Buckets) -> None:
+        self.vector: Vector = np.zeros(numel, dtype)
+        self._strategy = strategy
+        self._buckets = buckets
+
+    def push(self, bucket: int) -> None:
+        """Nothing: all is combined at the end."""
+
+    def finish(self, weight: int) -> None:
+        for start, stop in self._buckets:
+            self._strategy.sum(self.vector[start:stop])
+        self.vector /= weight
+
+
+class _Exact:
+    def __init__(self, strategy: AllReduce, numel: int, dtype: np.dtype[Any], buckets: Buckets) -> None:
+        self.totals = np.zeros(numel, np.int64)
+        self.means: Vector = np.zeros(numel, dtype)
+        self._strategy = strategy
+        self._buckets = buckets
+
+    def push(self, bucket: int) -> None:
+        """Nothing: all is combined at the end."""
+
+    def drop(self) -> None:
+        """Nothing was combined."""
+
+    def finish(self, terms: Terms, weight: int) -> None:
+        total = self.totals.copy()
+        for start, stop in self._buckets:
+            self._strategy.sum(total[start:stop])
+        for start, numel, scale in zip(terms.starts, terms.numels, terms.scales, strict=True):
+            part = slice(start, start + numel)
+            fixed_point.mean(total[part], scale, float(weight), self.means[part])

@@ -37,7 +37,7 @@ class Buffers:
         self._averaged = [name for name, value in self._committed.items() if value.dtype in _AVERAGED]
         self._counted = [name for name, value in self._committed.items() if value.dtype in _COUNTED]
         terms = [Term(f"buffer {name}", self._committed[name].numel()) for name in self._averaged]
-        self.total = ExactSum(terms, units_per_step, strategy, device)
+        self.total = ExactSum(terms, units_per_step, strategy, device, torch.float64)
         # Checkpoints hold what state_dict() does, so that training must not live in any other buffer.
         self._kept = set(model.state_dict())
         self._counts: dict[str, torch.Tensor] = {}
@@ -97,21 +97,21 @@ class Buffers:
             name = self._name_at(int(np.flatnonzero(highest != lowest)[0]))
             raise self._refusal(name, "was changed differently by two workers", everywhere=True)
         self._counts_of_all = highest
+        self.total.push_all()
         return self.total.agree() if self._averaged else True
 
-    def reduce(self) -> None:
-        """Collective: sum the averaged changes over ranks."""
-        if self._averaged:
-            self.total.reduce()
+    def drop(self) -> None:
+        """Collective: the step is computed again."""
+        self.total.drop()
 
     def finish(self, weight: int) -> None:
-        """Apply the step's changes once, the same on every member, and make the result the committed value."""
+        """Apply the step's changes once, alike on every member, and make the result the committed value. Collective."""
+        if self._averaged:
+            self.total.finish(weight)
         for index, name in enumerate(self._averaged):
             if self.total.present(index):
                 value = self._committed[name]
-                change = torch.empty(value.shape, dtype=torch.float64, device=value.device)
-                self.total.mean(index, weight, change)
-                value.copy_(value.double() + change)
+                value.copy_(value.double() + self.total.mean(index).view(value.shape))
         offset = 0
         for name in self._counted:
             value = self._committed[name]

@@ -21,6 +21,7 @@ with a weight, the sum read as a double and the division are rounded too: up to 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,13 +30,14 @@ from numpy.typing import NDArray
 from hpcvol.errors import CheckpointError, ModelError
 from hpcvol.kernels import fixed_point
 from hpcvol.strategies.allreduce import AllReduce
-from hpcvol.torch.staging import Staging
+from hpcvol.strategies.reducer import Terms
+from hpcvol.torch.layout import Layout
 
 DEFAULT_EXPONENT = 40
 HEADROOM_BITS = 10
 LEAST_BITS = 32
 _LARGEST_EXPONENT = 900
-_ALIGNMENT = 8  # elements of int64: 64 bytes
+_NUMPY: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 _ABSENT = -1.0  # below any magnitude: no unit had this tensor
 
 
@@ -50,28 +52,39 @@ class Term:
 class ExactSum:
     """Accumulates the terms of this worker's units, then sums over all workers.
 
+    A step is `reset`, `add` for each term of each unit, `push` for each bucket, `agree`, and `finish` if that is true,
+    `drop` if it is not; then `commit`.
+
     Args:
         terms: the tensors, in an order that is the same on every member.
         units_per_step: units of a full step, which bounds how many terms are ever added.
         strategy: combines vectors over ranks.
         device: where terms are and sums are kept.
+        dtype: of the means, torch.float32 or torch.float64.
+
+    Attributes:
+        layout: where terms lie, and in which bucket.
     """
 
-    def __init__(self, terms: Sequence[Term], units_per_step: int, strategy: AllReduce, device: torch.device) -> None:
+    def __init__(
+        self,
+        terms: Sequence[Term],
+        units_per_step: int,
+        strategy: AllReduce,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self._terms = list(terms)
         self._strategy = strategy
         self._limit = 62 - max(0, math.ceil(math.log2(units_per_step)))
-        starts, end = [], 0
-        for term in self._terms:
-            starts.append(end)
-            end += -(-term.numel // _ALIGNMENT) * _ALIGNMENT
-        self._total = torch.zeros(end, dtype=torch.int64, device=device)
-        self._slices = [
-            self._total[start : start + term.numel] for start, term in zip(starts, self._terms, strict=True)
-        ]
+        self.layout = Layout.of([term.numel for term in self._terms], strategy.bucket_nbytes // dtype.itemsize)
+        self._reducer = strategy.exact(self.layout.numel, _NUMPY[dtype], self.layout.buckets)
         on_cpu = device.type == "cpu"
+        totals, means = torch.from_numpy(self._reducer.totals), torch.from_numpy(self._reducer.means)
+        self._total = totals if on_cpu else torch.zeros_like(totals, device=device)
+        self._means = means if on_cpu else torch.zeros_like(means, device=device)
+        self._slices = [self._part(self._total, index) for index in range(len(self._terms))]
         self._arrays: list[NDArray[np.int64]] = [part.numpy() for part in self._slices] if on_cpu else []
-        self._staging = Staging(self._total)
         self._largest = np.full(len(self._terms), _ABSENT)
         self._exponents = np.full(len(self._terms), DEFAULT_EXPONENT, np.int64)
 
@@ -97,12 +110,21 @@ class ExactSum:
         # np.maximum keeps NaN where max() would drop it; it has to reach every member.
         self._largest[index] = np.maximum(self._largest[index], largest)
 
+    def push(self, bucket: int) -> None:
+        """Say that this worker adds no more to a bucket of `layout`. Local."""
+        self._reducer.push(bucket)
+
+    def push_all(self) -> None:
+        """Say that this worker adds no more to any bucket. Local."""
+        for bucket in range(len(self.layout.buckets)):
+            self.push(bucket)
+
     def agree(self) -> bool:
         """Find over all ranks whether the step's sums can be used. Collective.
 
         Returns:
-            False when a term overflowed or was coarse: exponents are set to what its maximum asks for, the sums are
-            reset, and all units of the step must be added again.
+            False when a term overflowed or was coarse: exponents are set to what its maximum asks for, and all units
+            of the step must be added again after `drop`.
 
         Raises:
             ModelError: a term is not finite; raised on every member, with the first such name.
@@ -119,24 +141,28 @@ class ExactSum:
         if np.array_equal(wanted, self._exponents):
             return True
         self._exponents[:] = wanted
-        self.reset()
         return False
-
-    def reduce(self) -> None:
-        """Sum over all ranks, in integers. Collective."""
-        self._staging.apply(self._strategy.sum)
 
     def present(self, index: int) -> bool:
         """Whether any unit of any worker added to term `index`; known after `agree`."""
         return bool(self._largest[index] != _ABSENT)
 
-    def mean(self, index: int, weight: int, out: torch.Tensor) -> None:
-        """Write Σ weight·x / Σ weight of term `index` to `out`; `weight` is the step's Σ weight. Local."""
-        scale = math.ldexp(1.0, int(self._exponents[index]))
-        if self._arrays and out.is_contiguous() and out.dtype in (torch.float32, torch.float64):
-            fixed_point.mean(self._arrays[index], scale, float(weight), out.view(-1).numpy())
-        else:
-            out.copy_((self._slices[index].double() / scale / float(weight)).view(out.shape))
+    def finish(self, weight: int) -> None:
+        """Make `means` hold Σ weight·x / Σ weight of every term; `weight` is the step's Σ weight. Collective."""
+        if self._arrays or not self._terms:
+            self._reducer.finish(self._places(), weight)
+            return
+        self._reducer.totals[:] = self._total.cpu().numpy()
+        self._reducer.finish(self._places(), weight)
+        self._means.copy_(torch.from_numpy(self._reducer.means))
+
+    def drop(self) -> None:
+        """Forget the sums that were pushed. Collective."""
+        self._reducer.drop()
+
+    def mean(self, index: int) -> torch.Tensor:
+        """Return the mean of term `index`, float32 or float64[numel]: a view that is new after every `finish`."""
+        return self._part(self._means, index)
 
     def commit(self) -> None:
         """Make the step's magnitudes the history that the next step's exponents follow from; `reset` comes next."""
@@ -161,6 +187,17 @@ class ExactSum:
                 f"the checkpoint's exponents and the model disagree about tensor {odd!r}: another model?"
             )
         self._exponents[:] = [exponents[name] for name in names]
+
+    def _part(self, flat: torch.Tensor, index: int) -> torch.Tensor:
+        start = self.layout.starts[index]
+        return flat[start : start + self.layout.numels[index]]
+
+    def _places(self) -> Terms:
+        return Terms(
+            np.array(self.layout.starts, np.int64),
+            np.array(self.layout.numels, np.int64),
+            np.ldexp(1.0, self._exponents),
+        )
 
     def _fits(self, largest: float, exponent: int) -> bool:
         return largest <= 0 or LEAST_BITS < math.frexp(largest)[1] + exponent <= self._limit

@@ -1,105 +1,101 @@
-"""The float sum of a step: gradients live in flat buffers, which MPI sums as they are."""
+"""The float sum of a step: gradients live in flat buffers, which are summed as they are."""
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
 from hpcvol.strategies.allreduce import AllReduce
-from hpcvol.torch.staging import Staging
+from hpcvol.torch.layout import Layout
+from hpcvol.torch.readiness import Readiness
 
-_ALIGNMENT_NBYTES = 64
+_NUMPY: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 
 
 class FloatGradients:
     """Gradients of all parameters as views of one flat buffer a dtype, so that a sum over ranks copies nothing.
 
-    Half-precision parameters are refused by MPI libraries, so their gradients are carried in float32.
+    A parameter's first gradient of a step is copied to its view while it is in the cache, further ones are added there.
+    Half-precision parameters are summed in float32.
 
     Args:
-        parameters: those that require a gradient, in an order that is the same on every member.
+        parameters: names and parameters that require a gradient, in an order that is the same on every member.
         strategy: combines vectors over ranks.
         device: where gradients are.
     """
 
     merges_units = True
 
-    def __init__(self, parameters: Sequence[torch.nn.Parameter], strategy: AllReduce, device: torch.device) -> None:
-        self._parameters = list(parameters)
+    def __init__(
+        self, parameters: Sequence[tuple[str, torch.nn.Parameter]], strategy: AllReduce, device: torch.device
+    ) -> None:
+        self._parameters = [parameter for _, parameter in parameters]
         self._strategy = strategy
-        sizes: dict[torch.dtype, int] = {}
-        places = []
-        for parameter in self._parameters:
-            dtype = parameter.dtype if parameter.dtype == torch.float64 else torch.float32
-            start = sizes.get(dtype, 0)
-            per_line = _ALIGNMENT_NBYTES // dtype.itemsize
-            sizes[dtype] = start + -(-parameter.numel() // per_line) * per_line
-            places.append((dtype, start))
-        self._flats = {dtype: torch.zeros(size, dtype=dtype, device=device) for dtype, size in sizes.items()}
-        self._staging = [Staging(flat) for flat in self._flats.values()]
-        self._views = [
-            self._flats[dtype][start : start + parameter.numel()].view(parameter.shape)
-            for parameter, (dtype, start) in zip(self._parameters, places, strict=True)
-        ]
-        self._used = np.zeros(len(self._parameters), np.int32)
+        self._used = np.zeros(len(parameters), np.int32)
+        self._in_step = False
+        by_dtype: dict[torch.dtype, list[int]] = {}
         for i, parameter in enumerate(self._parameters):
-            parameter.register_post_accumulate_grad_hook(partial(self._mark_used, i))  # type: ignore[no-untyped-call]
+            by_dtype.setdefault(_summed_in(parameter), []).append(i)
+        self._flats = [
+            _Flat([parameters[i] for i in indices], dtype, strategy, device) for dtype, indices in by_dtype.items()
+        ]
+        self._places = {
+            i: (flat, place)
+            for flat, indices in zip(self._flats, by_dtype.values(), strict=True)
+            for place, i in enumerate(indices)
+        }
+        self._views = [flat.view(place) for flat, place in (self._places[i] for i in range(len(parameters)))]
+        for i, parameter in enumerate(self._parameters):
+            parameter.register_post_accumulate_grad_hook(partial(self._take, i))  # type: ignore[no-untyped-call]
 
     def reset(self) -> None:
-        """Zero the gradients and let autograd add into the flat buffers."""
-        for flat in self._flats.values():
-            flat.zero_()
+        """Forget the gradients of the step before."""
         self._used.fill(0)
-        self.attach()
-
-    def attach(self) -> None:
-        """Make the parameters' gradients the flat views again; half-precision ones start at None."""
-        for parameter, view in zip(self._parameters, self._views, strict=True):
-            parameter.grad = view if view.dtype == parameter.dtype else None
+        for flat in self._flats:
+            flat.readiness.begin_step()
+        for parameter in self._parameters:
+            parameter.grad = None
 
     def prepare(self) -> None:
-        """Nothing: backward adds to the flat views."""
+        """Nothing: what a unit adds to is known by `_used`."""
 
-    def backward(self, loss: torch.Tensor, weight: int) -> None:
+    def backward(self, loss: torch.Tensor, weight: int, *, last: bool) -> None:
         """Differentiate weight · loss into the flat buffers."""
-        (loss * weight).backward()  # type: ignore[no-untyped-call]
-        self.collect()
-
-    def collect(self) -> None:
-        """Add to the flat buffers what backward left outside them: half precision, and after a user's zero_grad()."""
-        for parameter, view in zip(self._parameters, self._views, strict=True):
-            gradient = parameter.grad
-            if gradient is not None and gradient is not view:
-                view.add_(gradient.to_dense() if gradient.layout != torch.strided else gradient)
-        self.attach()
+        for flat in self._flats:
+            flat.readiness.begin_pass(last=last)
+        self._in_step = True
+        try:
+            (loss * weight).backward()  # type: ignore[no-untyped-call]
+        finally:
+            self._in_step = False
+        for flat in self._flats:
+            flat.readiness.end_pass()
 
     def take_over(self) -> None:
-        """Collect after backward passes of a loop that zeroes gradients in ways of its own.
-
-        A gradient that is no longer the flat view was dropped since, by `model.zero_grad()` say: what the view holds is
-        of an earlier step.
-        """
-        for i, (parameter, view) in enumerate(zip(self._parameters, self._views, strict=True)):
-            if parameter.grad is not view:
-                view.zero_()
-                self._used[i] = parameter.grad is not None
-        self.collect()
+        """Take what the parameters hold as the step's gradients, after backward passes of a loop of its own."""
+        for i, parameter in enumerate(self._parameters):
+            self._used[i] = parameter.grad is not None
+            self._keep(i)
 
     def agree(self) -> bool:
         """Collective: learn which parameters any worker used. Floating point never asks for another pass."""
+        for view, used in zip(self._views, self._used, strict=True):
+            if not used:
+                view.zero_()
+        for flat in self._flats:
+            flat.readiness.push_rest()
         self._strategy.max(self._used)
         return True
 
-    def reduce(self) -> None:
-        """Sum gradients over all ranks. Collective, in place."""
-        for staging in self._staging:
-            staging.apply(self._strategy.sum)
+    def drop(self) -> None:
+        """Nothing: `agree` never asks for another pass."""
 
     def finish(self, weight: int) -> None:
-        """Divide the summed gradients by Σ weight and leave them in the parameters; None where no worker used one."""
-        for flat in self._flats.values():
-            flat.div_(float(weight))
+        """Leave Σ gradients / Σ weight in the parameters; None where no worker used one. Collective."""
+        for flat in self._flats:
+            flat.finish(weight)
         for parameter, view, used in zip(self._parameters, self._views, self._used, strict=True):
             gradient = view if view.dtype == parameter.dtype else view.to(parameter.dtype)
             parameter.grad = gradient if used else None
@@ -107,5 +103,71 @@ class FloatGradients:
     def commit(self) -> None:
         """Nothing follows from a committed step."""
 
-    def _mark_used(self, index: int, _: torch.Tensor) -> None:
+    def _take(self, index: int, parameter: torch.Tensor) -> None:
+        """Autograd's hook: `parameter.grad` holds all that it has accumulated."""
+        if not self._in_step:
+            self._keep(index)
+            return
+        view = self._views[index]
+        if self._used[index] and parameter.grad is not None and parameter.grad is not view:
+            view.add_(_dense(parameter.grad))
+            parameter.grad = view if view.dtype == parameter.dtype else None
+        else:
+            self._keep(index)
+            if view.dtype != parameter.dtype:
+                parameter.grad = None
         self._used[index] = 1
+        flat, place = self._places[index]
+        flat.readiness.arrived(place)
+
+    def _keep(self, index: int) -> None:
+        """Have the parameter's gradient in its view, and make it the view where dtypes agree."""
+        parameter, view = self._parameters[index], self._views[index]
+        if parameter.grad is not None and parameter.grad is not view:
+            view.copy_(_dense(parameter.grad))
+            if view.dtype == parameter.dtype:
+                parameter.grad = view
+
+
+class _Flat:
+    """The flat buffer of one dtype."""
+
+    def __init__(
+        self,
+        parameters: Sequence[tuple[str, torch.nn.Parameter]],
+        dtype: torch.dtype,
+        strategy: AllReduce,
+        device: torch.device,
+    ) -> None:
+        self._shapes = [parameter.shape for _, parameter in parameters]
+        self._layout = Layout.of([p.numel() for _, p in parameters], strategy.bucket_nbytes // dtype.itemsize)
+        self._reducer = strategy.floats(self._layout.numel, _NUMPY[dtype], self._layout.buckets)
+        host = torch.from_numpy(self._reducer.vector)
+        self._on_cpu = device.type == "cpu"
+        self._tensor = host if self._on_cpu else torch.zeros_like(host, device=device)
+        self.readiness = Readiness([name for name, _ in parameters], self._layout.bucket_of, self._push)
+
+    def view(self, place: int) -> torch.Tensor:
+        start = self._layout.starts[place]
+        return self._tensor[start : start + self._layout.numels[place]].view(self._shapes[place])
+
+    def finish(self, weight: int) -> None:
+        if not self._on_cpu:
+            self._reducer.vector[:] = self._tensor.cpu().numpy()
+            for bucket in range(len(self._layout.buckets)):
+                self._reducer.push(bucket)
+        self._reducer.finish(weight)
+        if not self._on_cpu:
+            self._tensor.copy_(torch.from_numpy(self._reducer.vector))
+
+    def _push(self, bucket: int) -> None:
+        if self._on_cpu:
+            self._reducer.push(bucket)
+
+
+def _summed_in(parameter: torch.nn.Parameter) -> torch.dtype:
+    return torch.float64 if parameter.dtype == torch.float64 else torch.float32
+
+
+def _dense(gradient: torch.Tensor) -> torch.Tensor:
+    return gradient if gradient.layout == torch.strided else gradient.to_dense()

@@ -1,20 +1,22 @@
 """The gradients of a step under the exact sum, and the shape that both sums share."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
 
 from hpcvol.kernels import fixed_point
 from hpcvol.torch.exact import ExactSum, Term
+from hpcvol.torch.readiness import Readiness
 
 
 class Gradients(Protocol):
     """How a step's gradients are gathered: exactly (`ExactGradients`) or in floating point (`FloatGradients`).
 
-    A step is `reset`, then `prepare` and `backward` for each unit, `agree`, `reduce`, `finish`, and after the optimizer
-    `commit`.
+    A step is `reset`, then `prepare` and `backward` for each unit, `agree`, `finish` (`drop` where `agree` is false),
+    and after the optimizer `commit`.
     """
 
     merges_units: bool
@@ -26,17 +28,23 @@ class Gradients(Protocol):
     def prepare(self) -> None:
         """Make the parameters ready for one unit's backward pass."""
 
-    def backward(self, loss: torch.Tensor, weight: int) -> None:
-        """Differentiate one unit's mean loss and take in `weight` times its gradient."""
+    def backward(self, loss: torch.Tensor, weight: int, *, last: bool) -> None:
+        """Differentiate one unit's mean loss and take in `weight` times its gradient.
+
+        Args:
+            loss: one element.
+            weight: > 0.
+            last: whether this is the worker's last unit, so that buckets may be combined while it runs.
+        """
 
     def agree(self) -> bool:
         """Collective: False if all units must be computed again."""
 
-    def reduce(self) -> None:
-        """Collective: sum over ranks."""
+    def drop(self) -> None:
+        """Collective: the step is computed again, or given up."""
 
     def finish(self, weight: int) -> None:
-        """Leave Σ weight·gradient / Σ weight in `parameter.grad`, None where no unit used a parameter."""
+        """Collective: leave Σ weight·gradient / Σ weight in `parameter.grad`, None where no unit used a parameter."""
 
     def commit(self) -> None:
         """The optimizer has used the gradients."""
@@ -45,62 +53,112 @@ class Gradients(Protocol):
 class ExactGradients:
     """Gradients summed in fixed point, one term a parameter.
 
-    Memory a parameter of 4 bytes: 8 for the sum, 4 for the gradient of the unit at hand, which is freed before the mean
-    takes its place.
+    A gradient is added to the sum, and freed, as soon as autograd has it, while it is in the cache. Memory a parameter
+    of 4 bytes: 8 for the sum, 4 for the mean, and the gradients that autograd holds at one time.
 
     Args:
         parameters: names and parameters that require a gradient, in an order that is the same on every member.
-        total: their sum, one term a parameter.
+        make_sum: makes the exact sum of terms whose means are of a dtype. Collective.
     """
 
     merges_units = False
 
-    def __init__(self, parameters: Sequence[torch.nn.Parameter], total: ExactSum) -> None:
-        self._parameters = list(parameters)
-        self._total = total
+    def __init__(
+        self,
+        parameters: Sequence[tuple[str, torch.nn.Parameter]],
+        make_sum: Callable[[Sequence[Term], torch.dtype], ExactSum],
+    ) -> None:
+        self._parameters = [parameter for _, parameter in parameters]
+        self._weight = 0
+        by_dtype: dict[torch.dtype, list[int]] = {}
+        for i, parameter in enumerate(self._parameters):
+            dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+            by_dtype.setdefault(dtype, []).append(i)
+        self.sums: list[ExactSum] = []
+        self._readiness: list[Readiness] = []
+        self._places: dict[int, tuple[ExactSum, Readiness, int]] = {}
+        for dtype, indices in by_dtype.items():
+            names = [parameters[i][0] for i in indices]
+            terms = [Term(f"gradient {parameters[i][0]}", parameters[i][1].numel()) for i in indices]
+            total = make_sum(terms, dtype)
+            readiness = Readiness(names, total.layout.bucket_of, total.push)
+            self.sums.append(total)
+            self._readiness.append(readiness)
+            self._places |= {i: (total, readiness, place) for place, i in enumerate(indices)}
+        for i, parameter in enumerate(self._parameters):
+            parameter.register_post_accumulate_grad_hook(partial(self._take, i))  # type: ignore[no-untyped-call]
 
     def reset(self) -> None:
         """Forget all units of the step."""
-        self._total.reset()
+        for total, readiness in zip(self.sums, self._readiness, strict=True):
+            total.reset()
+            readiness.begin_step()
 
     def prepare(self) -> None:
         """Drop gradients, so that autograd hands over its own memory instead of adding to ours."""
         for parameter in self._parameters:
             parameter.grad = None
 
-    def backward(self, loss: torch.Tensor, weight: int) -> None:
+    def backward(self, loss: torch.Tensor, weight: int, *, last: bool) -> None:
         """Differentiate one unit's loss; add its gradients, rounded once."""
-        loss.backward()  # type: ignore[no-untyped-call]
-        for i, parameter in enumerate(self._parameters):
-            if parameter.grad is not None:
-                self._total.add(i, parameter.grad, weight)
-                parameter.grad = None
+        for readiness in self._readiness:
+            readiness.begin_pass(last=last)
+        self._weight = weight
+        try:
+            loss.backward()  # type: ignore[no-untyped-call]
+        finally:
+            self._weight = 0
+        for readiness in self._readiness:
+            readiness.end_pass()
 
     def agree(self) -> bool:
         """Collective: False if a term overflowed and all units must be computed again."""
-        return self._total.agree()
+        for readiness in self._readiness:
+            readiness.push_rest()
+        return all([total.agree() for total in self.sums])
 
-    def reduce(self) -> None:
-        """Collective: sum over ranks, in integers."""
-        self._total.reduce()
+    def drop(self) -> None:
+        """Collective: the step is computed again, or given up."""
+        for total in self.sums:
+            total.drop()
 
     def finish(self, weight: int) -> None:
-        """Leave the mean in `parameter.grad`, rounded once to its dtype."""
+        """Collective: leave the mean in `parameter.grad`, rounded once to its dtype."""
+        for total in self.sums:
+            total.finish(weight)
         for i, parameter in enumerate(self._parameters):
-            if self._total.present(i):
-                parameter.grad = torch.empty_like(parameter)
-                self._total.mean(i, weight, parameter.grad)
-            else:
-                parameter.grad = None
+            total, _, place = self._places[i]
+            mean = total.mean(place).view(parameter.shape)
+            parameter.grad = mean.to(parameter.dtype) if total.present(place) else None
 
     def commit(self) -> None:
         """Let the next step's exponents follow from this one."""
-        self._total.commit()
+        for total in self.sums:
+            total.commit()
 
+    def exponents(self) -> dict[str, int]:
+        """Return the exponent of every term by name."""
+        return {name: exponent for total in self.sums for name, exponent in total.exponents().items()}
 
-def parameter_terms(parameters: Sequence[tuple[str, torch.nn.Parameter]]) -> list[Term]:
-    """Return the parameters as terms of an exact sum."""
-    return [Term(f"gradient {name}", parameter.numel()) for name, parameter in parameters]
+    def load_exponents(self, exponents: Mapping[str, int]) -> None:
+        """Take up exponents from a checkpoint.
+
+        Raises:
+            CheckpointError: the names are not those of this model.
+        """
+        known = self.exponents()
+        foreign = {name: exponent for name, exponent in exponents.items() if name not in known}
+        for total in self.sums:
+            mine = {name: exponents[name] for name in total.exponents() if name in exponents}
+            total.load_exponents(mine | foreign)
+
+    def _take(self, index: int, parameter: torch.Tensor) -> None:
+        """Autograd's hook: `parameter.grad` is the unit's gradient. Outside of a unit's pass it is not ours."""
+        if self._weight and parameter.grad is not None:
+            total, readiness, place = self._places[index]
+            total.add(place, parameter.grad, self._weight)
+            parameter.grad = None
+            readiness.arrived(place)
 
 
 def gradient_norm(parameters: Sequence[torch.nn.Parameter]) -> float:

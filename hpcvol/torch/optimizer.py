@@ -35,14 +35,14 @@ class DistributedOptimizer(torch.optim.Optimizer):
         # Not super().__init__(): it would make state and parameter groups of our own.
         self._optimizer = optimizer
         parameters = [parameter for parts in optimizer.param_groups for parameter in parts["params"]]
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        trained = [(f"number {i}", p) for i, p in enumerate(parameters) if p.requires_grad]
         if not trained:
             raise ConfigError("DistributedOptimizer: the optimizer has no parameter that requires a gradient")
         group = start_mpi()
         for parameter in parameters:
             broadcast_tensor(group, parameter)
         self._size = group.size
-        self._gradients = FloatGradients(trained, AllReduce(group, algorithm), trained[0].device)
+        self._gradients = FloatGradients(trained, AllReduce(group, algorithm), trained[0][1].device)
         self._gradients.reset()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -55,12 +55,11 @@ class DistributedOptimizer(torch.optim.Optimizer):
             raise ConfigError("DistributedOptimizer.step() takes no closure: call backward() first, then step()")
         self._gradients.take_over()
         self._gradients.agree()
-        self._gradients.reduce()
         self._gradients.finish(self._size)
         return self._optimizer.step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Zero all gradients; they stay in the flat buffers that are summed, so `set_to_none` makes no difference."""
+        """Drop all gradients; the next are copied to where they are summed, so `set_to_none` makes no difference."""
         del set_to_none
         self._gradients.reset()
 

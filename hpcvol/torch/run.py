@@ -20,7 +20,7 @@ from hpcvol.torch.buffers import Buffers
 from hpcvol.torch.evaluation import Evaluation, evaluate
 from hpcvol.torch.exact import ExactSum
 from hpcvol.torch.float_sum import FloatGradients
-from hpcvol.torch.gradients import ExactGradients, Gradients, clip, gradient_norm, parameter_terms
+from hpcvol.torch.gradients import ExactGradients, Gradients, clip, gradient_norm
 from hpcvol.torch.loader import Loader, Unit
 from hpcvol.torch.numerics import agree_on
 from hpcvol.torch.samples import Samples, open_samples
@@ -98,7 +98,6 @@ class Run:
         agree_on(group, self._facts(len(samples)), "make the same model, optimizer and run on every member")
         self._applying = False
         self._guard = optimizer.register_step_pre_hook(self._refuse_step)
-        self._exact: ExactSum | None = None
         self.gradients = self._make_gradients()
         self.buffers = Buffers(model, self.batching.units_per_step, self.strategy, device)
         self.broadcast_model()
@@ -202,7 +201,7 @@ class Run:
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint needs besides the model and the optimizer, as plain numbers and names."""
-        exponents = self._exact.exponents() if self._exact else {}
+        exponents = self.gradients.exponents() if isinstance(self.gradients, ExactGradients) else {}
         return {"step": self.step, "exponents": exponents, "buffer_exponents": self.buffers.total.exponents()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -213,8 +212,8 @@ class Run:
         """
         try:
             self.step = int(state["step"])
-            if self._exact:
-                self._exact.load_exponents(state["exponents"])
+            if isinstance(self.gradients, ExactGradients):
+                self.gradients.load_exponents(state["exponents"])
             self.buffers.total.load_exponents(state["buffer_exponents"])
         except KeyError as error:
             raise CheckpointError(
@@ -252,12 +251,12 @@ class Run:
             )
 
     def _make_gradients(self) -> Gradients:
-        parameters = [parameter for _, parameter in self._parameters]
         if self.settings.sum == "float":
-            return FloatGradients(parameters, self.strategy, self.device)
-        terms = parameter_terms(self._parameters)
-        self._exact = ExactSum(terms, self.batching.units_per_step, self.strategy, self.device)
-        return ExactGradients(parameters, self._exact)
+            return FloatGradients(self._parameters, self.strategy, self.device)
+        units = self.batching.units_per_step
+        return ExactGradients(
+            self._parameters, lambda terms, dtype: ExactSum(terms, units, self.strategy, self.device, dtype)
+        )
 
     def _check_gradients(self, step: Step) -> None:
         """Refuse what the float sum lets through: the exact sum has looked at every term."""

@@ -10,7 +10,7 @@ import torch
 from hpcvol.comm import agree
 from hpcvol.elastic.bag import Bag
 from hpcvol.elastic.units import UnitSpan
-from hpcvol.errors import ModelError
+from hpcvol.errors import HpcvolError, ModelError
 from hpcvol.torch.exact import NonFiniteSumError
 from hpcvol.torch.loader import Unit
 from hpcvol.torch.means import weighted_mean
@@ -58,6 +58,7 @@ class Step:
         self._failure: Exception | None = None
         self._records: dict[int, UnitRecord] = {}
         self._probed: list[Digests] | None = None
+        self._last = False
         self.index = index
         self.epoch = run.batching.epoch(index)
         self.num_samples = sum(span.count for span in self._units)
@@ -77,6 +78,7 @@ class Step:
         while True:
             self._begin()
             for span in bag:
+                self._last = not bag
                 yield from self._offer(span)
                 if self._failure is not None:
                     break
@@ -112,7 +114,7 @@ class Step:
         means = {name: scalar(value) for name, value in (metrics or {}).items()}
         self._records[unit.index] = UnitRecord(self._run.member, weight, scalar(loss), means)
         if weight:
-            self._run.gradients.backward(loss, weight)
+            self._run.gradients.backward(loss, weight, last=self._last)
             self._run.buffers.add(weight)
 
     def fail(self, error: Exception) -> None:
@@ -143,17 +145,20 @@ class Step:
     def _finish(self) -> bool:
         """Sum, commit and apply. Collective. False: all units must be computed again."""
         run = self._run
-        agree(run.group, self._failure, f"computing step {self.index}")
         self.attempts += 1
-        records: dict[int, UnitRecord] = {}
-        for part in run.group.gather_objects(self._records):
-            records |= part
-        self._check_losses(records)
         try:
+            records = self._gather()
             gradients_fit, buffers_fit = run.gradients.agree(), run.buffers.agree()
-        except NonFiniteSumError as error:
-            raise not_finite(self.index, error.name, error.value) from None
+        except (HpcvolError, KeyboardInterrupt) as error:
+            # All members are here with the same error; what they have begun to send one another has to be received.
+            if isinstance(error, KeyboardInterrupt) or error.everywhere:
+                run.gradients.drop()
+            if isinstance(error, NonFiniteSumError):
+                raise not_finite(self.index, error.name, error.value) from None
+            raise
         if not (gradients_fit and buffers_fit):
+            run.gradients.drop()
+            run.buffers.drop()
             if self.attempts > 2:
                 raise ModelError(
                     f"step {self.index}: gradients outgrew the exact sum's range {self.attempts} times at exponents "
@@ -161,11 +166,17 @@ class Step:
                     everywhere=True,
                 )
             return False
-        run.gradients.reduce()
-        run.buffers.reduce()
         self._average(records)
         run.apply(self)
         return True
+
+    def _gather(self) -> dict[int, UnitRecord]:
+        agree(self._run.group, self._failure, f"computing step {self.index}")
+        records: dict[int, UnitRecord] = {}
+        for part in self._run.group.gather_objects(self._records):
+            records |= part
+        self._check_losses(records)
+        return records
 
     def _check_losses(self, records: Mapping[int, UnitRecord]) -> None:
         for index, record in sorted(records.items()):

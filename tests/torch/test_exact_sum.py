@@ -25,9 +25,11 @@ SHAPES = [(5,), (3, 4), (1,)]
 Unit = tuple[list[torch.Tensor], int]
 
 
-def make_sum(group: Group, units: int = 8, shapes: Sequence[tuple[int, ...]] = SHAPES) -> ExactSum:
+def make_sum(
+    group: Group, units: int = 8, shapes: Sequence[tuple[int, ...]] = SHAPES, dtype: torch.dtype = torch.float32
+) -> ExactSum:
     terms = [Term(name, math.prod(shape)) for name, shape in zip(NAMES, shapes, strict=False)]
-    return ExactSum(terms, units, AllReduce(group), CPU)
+    return ExactSum(terms, units, AllReduce(group), CPU, dtype)
 
 
 def make_units(count: int, seed: int = 0, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> list[Unit]:
@@ -47,21 +49,23 @@ def add(total: ExactSum, units: Sequence[Unit]) -> None:
             total.add(index, values, weight)
 
 
-def means(total: ExactSum, weight: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
-    found = []
-    for index, shape in enumerate(SHAPES):
-        out = torch.empty(shape, dtype=dtype)
-        total.mean(index, weight, out)
-        found.append(out)
-    return found
+def means(total: ExactSum, weight: int) -> list[torch.Tensor]:
+    """Sum over all ranks and return the means. Collective."""
+    total.finish(weight)
+    return [total.mean(index).clone().view(shape) for index, shape in enumerate(SHAPES)]
+
+
+def begin_again(total: ExactSum) -> None:
+    total.drop()
+    total.reset()
 
 
 def summed(total: ExactSum, mine: Sequence[Unit], weight: int) -> list[bytes]:
     """Sum `mine` of all ranks, redone as often as `total` asks, and return the means' bits. Collective."""
     add(total, mine)
     while not total.agree():
+        begin_again(total)
         add(total, mine)
-    total.reduce()
     return [mean.numpy().tobytes() for mean in means(total, weight)]
 
 
@@ -91,10 +95,9 @@ def test_grouping_of_tensors_leaves_no_trace(group: Group) -> None:
                 single.add(0, tensors[index], w)
             if single.agree():
                 break
-        single.reduce()
-        out = torch.empty(shape)
-        single.mean(0, weight, out)
-        assert out.numpy().tobytes() == together[index]
+            begin_again(single)
+        single.finish(weight)
+        assert single.mean(0).numpy().tobytes() == together[index]
 
 
 def exact_means(units: Sequence[Unit]) -> list[list[Fraction]]:
@@ -121,9 +124,9 @@ def test_error_bound_of_float32(count: int, seed: int, power: int, change: int) 
     weight = sum(w for _, w in units)
     add(total, units)
     if not total.agree():
+        begin_again(total)
         add(total, units)
         assert total.agree()
-    total.reduce()
     exponents = total.exponents()
     for index, (found, exact) in enumerate(zip(means(total, weight), exact_means(units), strict=True)):
         bound = Fraction(count) / (2 * weight * Fraction(2) ** exponents[NAMES[index]])
@@ -137,7 +140,7 @@ def test_error_bound_of_float32(count: int, seed: int, power: int, change: int) 
 def test_error_bound_of_float64(count: int, seed: int, power: int) -> None:
     """In double the product with a weight, the sum as a double, and the division are rounded too."""
     group = start()
-    total = make_sum(group, count)
+    total = make_sum(group, count, dtype=torch.float64)
     units = make_units(count, seed, torch.float64, 2.0**power)
     weight = sum(w for _, w in units)
     summed(total, units, 1)
@@ -145,9 +148,8 @@ def test_error_bound_of_float64(count: int, seed: int, power: int) -> None:
     total.reset()
     add(total, units)
     assert total.agree()
-    total.reduce()
     exponents = total.exponents()
-    for index, (found, exact) in enumerate(zip(means(total, weight, torch.float64), exact_means(units), strict=True)):
+    for index, (found, exact) in enumerate(zip(means(total, weight), exact_means(units), strict=True)):
         for i, (value, wanted) in enumerate(zip(found.reshape(-1).tolist(), exact, strict=True)):
             magnitude = sum(w * abs(Fraction(float(tensors[index].reshape(-1)[i]))) for tensors, w in units) / weight
             bound = Fraction(count) / (2 * weight * Fraction(2) ** exponents[NAMES[index]])
@@ -175,45 +177,43 @@ def test_an_overflow_redoes_the_whole_step(group: Group, dtype: torch.dtype, hug
     units[5][0][1][2, 3] = huge  # of the second tensor alone
     weight = sum(w for _, w in units)
     mine = deal(units, group.size, group.rank)
-    total = make_sum(group)
+    total = make_sum(group, dtype=dtype)
     add(total, mine)
     assert not total.agree()
+    begin_again(total)
     before = total.exponents()
     assert before["first"] == before["third"] == DEFAULT_EXPONENT
     assert len(set(map(str, group.gather_objects(before)))) == 1
     add(total, mine)
     assert total.agree()
-    total.reduce()
-    found = means(total, weight, dtype)
+    found = means(total, weight)
     exact = torch.stack([w * tensors[1].double() for tensors, w in units]).sum(0) / weight
     assert float((found[1].double() - exact).abs().max()) <= float(exact.abs().max()) * 2.0**-23
     with alone(group) as single:
-        reference = make_sum(single)
+        reference = make_sum(single, dtype=dtype)
         add(reference, units)
         assert not reference.agree()
+        begin_again(reference)
         add(reference, units)
         assert reference.agree()
-        reference.reduce()
-        for one, other in zip(found, means(reference, weight, dtype), strict=True):
+        for one, other in zip(found, means(reference, weight), strict=True):
             assert torch.equal(one, other)
 
 
 def test_the_largest_term_that_fits_is_summed_right(group: Group) -> None:
     """Eight terms just below 2^62 / 8 add up to just below 2^62."""
     value = math.nextafter(2.0 ** (59 - DEFAULT_EXPONENT), 0)
-    total = ExactSum([Term("one", 1)], 8, AllReduce(group), CPU)
+    total = ExactSum([Term("one", 1)], 8, AllReduce(group), CPU, torch.float64)
     for _ in deal(range(8), group.size, group.rank):
         total.add(0, torch.tensor([value], dtype=torch.float64), 1)
     assert total.agree()
-    total.reduce()
-    out = torch.empty(1, dtype=torch.float64)
-    total.mean(0, 8, out)
-    assert float(out) == pytest.approx(value, rel=1e-15)
+    total.finish(8)
+    assert float(total.mean(0)) == pytest.approx(value, rel=1e-15)
 
 
 @pytest.mark.parametrize("magnitude", [1e-320, 1e-200, 1e200, 1.5e308])
 def test_the_ends_of_double_precision(group: Group, magnitude: float) -> None:
-    total = ExactSum([Term("one", 2)], 4, AllReduce(group), CPU)
+    total = ExactSum([Term("one", 2)], 4, AllReduce(group), CPU, torch.float64)
     value = torch.tensor([magnitude, -magnitude / 2], dtype=torch.float64)
     for _ in range(3):
         for attempt in range(3):
@@ -222,9 +222,9 @@ def test_the_ends_of_double_precision(group: Group, magnitude: float) -> None:
             if total.agree():
                 break
             assert attempt == 0
-        total.reduce()
-        out = torch.empty(2, dtype=torch.float64)
-        total.mean(0, 1, out)
+            begin_again(total)
+        total.finish(1)
+        out = total.mean(0).clone()
         total.commit()
         total.reset()
     if magnitude < 1e-315:  # finer than the finest exponent
@@ -310,10 +310,8 @@ def test_half_precision_terms(group: Group, dtype: torch.dtype) -> None:
     values = torch.tensor([1.5, -0.125, 0, 3], dtype=dtype)
     total.add(0, values, 3)
     assert total.agree()
-    total.reduce()
-    out = torch.empty(4, dtype=dtype)
-    total.mean(0, 3 * group.size, out)
-    assert torch.equal(out, values)
+    total.finish(3 * group.size)
+    assert torch.equal(total.mean(0), values.float())
 
 
 def test_layouts_of_memory_do_not_matter(group: Group) -> None:
@@ -328,11 +326,9 @@ def test_layouts_of_memory_do_not_matter(group: Group) -> None:
         if group.rank == 0:
             total.add(0, laid, 1)
         assert total.agree()
-        total.reduce()
-        out = torch.empty_like(laid)
-        total.mean(0, 1, out)
-        found.append(out.contiguous())
-        np.testing.assert_allclose(out.numpy(), values.numpy(), rtol=0, atol=2.0**-40)
+        total.finish(1)
+        found.append(total.mean(0).clone())
+        np.testing.assert_allclose(found[-1].numpy(), values.reshape(-1).numpy(), rtol=0, atol=2.0**-40)
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
 
@@ -347,6 +343,7 @@ def test_tiny_terms_without_history_are_as_good_as_large_ones(group: Group, scal
     shrunk = [([scale * values for values in tensors], unit_weight) for tensors, unit_weight in mine]
     add(tiny, shrunk)
     assert not tiny.agree()  # coarse under the default exponent
+    begin_again(tiny)
     found = summed(tiny, shrunk, weight)
     for one, other in zip(expected, found, strict=True):
         # Scaled by a power of two, so all but the last bits are the same.

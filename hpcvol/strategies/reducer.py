@@ -1,0 +1,66 @@
+"""Summing a step's gradients over all members, bucket by bucket: what every strategy offers to the step loop."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpcvol.collectives import Vector
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The tensors in a flat vector of integers.
+
+    Attributes:
+        starts: int64[terms], first element of each.
+        numels: int64[terms], elements of each.
+        scales: float64[terms], the power of two under which each was rounded.
+    """
+
+    starts: NDArray[np.int64]
+    numels: NDArray[np.int64]
+    scales: NDArray[np.float64]
+
+
+class FloatReducer(Protocol):
+    """Sums vectors of floats.
+
+    Attributes:
+        vector: this member's gradients, float32 or float64; written by the caller until they are pushed. Its memory
+            never moves.
+    """
+
+    vector: Vector
+
+    def push(self, bucket: int) -> None:
+        """Say that a bucket's gradients are final here; buckets are pushed in order, each once a step. Local."""
+
+    def finish(self, weight: int) -> None:
+        """Replace `vector` by its sum over all members divided by `weight`. Collective; every bucket was pushed."""
+
+
+class ExactReducer(Protocol):
+    """Sums vectors of integers and reads the sum as weighted means.
+
+    Attributes:
+        totals: int64, this member's sum over its units; nobody changes it but the caller.
+        means: float32 or float64, as long as `totals`: where the means come to lie. Its memory never moves.
+    """
+
+    totals: NDArray[np.int64]
+    means: Vector
+
+    def push(self, bucket: int) -> None:
+        """Say that a bucket's totals are final here; buckets are pushed in order, each once a step. Local."""
+
+    def finish(self, terms: Terms, weight: int) -> None:
+        """Write Σ totals / scale / weight of every term to `means`. Collective; every bucket was pushed."""
+
+    def drop(self) -> None:
+        """Forget what was pushed: the step is computed again. Collective; every bucket was pushed."""
+
+
+Buckets = Sequence[tuple[int, int]]
