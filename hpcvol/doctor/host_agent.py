@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
-from hpcvol.doctor.network import interfaces
+from hpcvol.comm.interfaces import interfaces
 
 _LIFE_SECONDS = 90
 _TRY_SECONDS = 3.0
