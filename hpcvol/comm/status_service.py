@@ -97,7 +97,7 @@ def ask(
         OSError: nobody answers.
     """
     refused: ConnectionRefusedError | None = None
-    failure: OSError = TimeoutError(f"no answer within {seconds:g} s")
+    failure: OSError = TimeoutError("no address to ask at")
     for address in addresses:
         try:
             return address, _ask_one(address, port, token, question, seconds)
