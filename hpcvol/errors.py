@@ -8,11 +8,13 @@ class HpcvolError(Exception):
         message: one clear text: found what, where, expected what, do what.
         everywhere: True when every member raises this same error, so that one of them reports it and all stop in order.
             Otherwise the member that raises reports it and ends the run for all.
+        speaker: with `everywhere`, the member (its id) that reports it; the first by default.
     """
 
-    def __init__(self, message: str, *, everywhere: bool = False) -> None:
+    def __init__(self, message: str, *, everywhere: bool = False, speaker: int | None = None) -> None:
         super().__init__(message)
         self.everywhere = everywhere
+        self.speaker = speaker
 
 
 class ConfigError(HpcvolError):
@@ -32,12 +34,12 @@ class CheckpointError(HpcvolError):
 
 
 class CommError(HpcvolError):
-    """MPI is missing, mixed, or its launcher does not know it."""
+    """MPI is missing, mixed, or its launcher does not know it; or members do not meet in their collective calls."""
 
 
 class MemberError(HpcvolError):
     """Another member of the run failed; the message names it and repeats its words."""
 
 
-class MismatchError(HpcvolError):
-    """Members called different collectives, or with different lengths, dtypes or operations; shows both sides."""
+class MismatchError(CommError):
+    """Members called different collectives, or with other lengths, dtypes or operations; shows both sides."""

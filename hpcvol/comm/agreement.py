@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from hpcvol.comm.doing import doing as now_doing
 from hpcvol.comm.group import Group
-from hpcvol.errors import HpcvolError, MemberError
+from hpcvol.errors import CommError, HpcvolError, MemberError
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,16 @@ def agree(group: Group, error: BaseException | None, doing: str) -> None:
         MemberError: for any other exception, with its message and traceback. `everywhere` is set.
         KeyboardInterrupt: where a rank was interrupted.
     """
-    if not group.any(error is not None):
-        return
+    group.calls.note = "" if error is None else "".join(traceback.format_exception_only(error)).strip()
+    try:
+        if not group.any(error is not None):
+            return
+    except CommError:
+        if error is not None:
+            raise error from None  # which is why this rank is where no other is
+        raise
+    finally:
+        group.calls.note = ""
     failures = group.gather_objects(None if error is None else _describe(error))
     raise _common_error(group, failures, doing) from error
 
@@ -48,7 +57,8 @@ def together(group: Group, doing: str) -> Iterator[None]:
     """
     error: BaseException | None = None
     try:
-        yield
+        with now_doing(doing):
+            yield
     except BaseException as caught:
         error = caught
     agree(group, error, doing)
@@ -65,6 +75,7 @@ def _common_error(group: Group, failures: list[_Failure | None], doing: str) -> 
     if any(failure.interrupt for failure in failed.values()):
         return KeyboardInterrupt()
     rank, first = next(iter(failed.items()))
+    speaker = group.members[0]
     if len(failed) == group.size and len({failure.message for failure in failed.values()}) == 1:
         who = "" if group.size == 1 else "every member "
     else:
@@ -73,5 +84,6 @@ def _common_error(group: Group, failures: list[_Failure | None], doing: str) -> 
     also = f"\n(members that failed too: {', '.join(others)})" if others and not who.startswith("every") else ""
     if first.kind is not None:
         said = first.message if who in ("", "every member ") else f"{who.strip()}, {doing}: {first.message}"
-        return first.kind(said + also, everywhere=True)
-    return MemberError(f"{who}failed while {doing}: {first.message}\n{first.traceback.rstrip()}{also}", everywhere=True)
+        return first.kind(said + also, everywhere=True, speaker=speaker)
+    text = f"{who}failed while {doing}: {first.message}\n{first.traceback.rstrip()}{also}"
+    return MemberError(text, everywhere=True, speaker=speaker)

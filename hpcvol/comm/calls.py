@@ -6,8 +6,11 @@ same fingerprint; where it does not, both sides can be shown. The board tells wh
 """
 
 import struct
+import sys
+import threading
 import time
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -17,7 +20,9 @@ from numpy.typing import NDArray
 
 from hpcvol.comm.processes import Process
 from hpcvol.comm.shared_memory import SharedMemory, allocate
-from hpcvol.errors import HpcvolError, MemberError, MismatchError
+from hpcvol.comm.stacks import site, stack_of
+from hpcvol.comm.trouble import trouble
+from hpcvol.errors import HpcvolError
 
 if TYPE_CHECKING:
     from hpcvol.comm.group import Group
@@ -41,6 +46,7 @@ NAMES = (
     "union",
     "split",
     "exact_mean",
+    "exit",
 )
 DTYPES = ("", "float32", "float64", "float16", "bfloat16", "int32", "int64", "uint8")
 OPS = ("", "sum", "mean", "min", "max", "product")
@@ -54,10 +60,14 @@ DONE = 8  # number of the last call in which this rank has written all that othe
 LEFT_FINGERPRINT = 16  # of the call that this rank left last
 LEFT_NS = 17
 LEFT = 18
+LEAVING = 19  # 1 when the program of this rank has come to its end
 PHASES = 24  # from here on: how far the kernels of shared memory are within a call
 BOARD_NUMEL = 64
 
 _LINE = struct.Struct("3q")
+
+_live: "weakref.WeakSet[Calls]" = weakref.WeakSet()
+_live_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,7 @@ class Call:
     Attributes:
         name: one of `NAMES`.
         dtype: one of `DTYPES`; "" where no vector is moved.
-        numel: elements of the vector, the same on all ranks (0 where they may differ).
+        numel: elements of the vector, the same on all ranks (0 where they may differ); the root of a broadcast object.
         op: one of `OPS`.
         fingerprint: all of these in one int64.
     """
@@ -96,6 +106,8 @@ class Call:
 
     def __str__(self) -> str:
         """Such as `allreduce sum float32[25000]`."""
+        if self.name == "broadcast_object":
+            return f"{self.name} from rank {self.numel}"
         vector = f"{self.dtype}[{self.numel}]" if self.dtype else ""
         return " ".join(part for part in (self.name, self.op, vector) if part)
 
@@ -120,18 +132,33 @@ class Progress:
     left: Call | None
     left_ns: int
 
+    def called(self, sequence: int) -> Call | None:
+        """Return the call that the rank made as number `sequence`, None where the board does not tell."""
+        if self.sequence == sequence:
+            return self.call
+        return self.left if self.inside and self.sequence == sequence + 1 else None
+
 
 class Calls:
     """The calls of one group. Made with the group, collectively over `group.node`.
 
     Attributes:
+        name: a random name of the group, the same on all of its ranks.
+        members: member id by rank of the group.
+        names: the same in words.
+        ranks: of the group, by place on `boards`.
+        processes: by place on `boards`; none where boards are not shared.
+        abandoned: whether this rank gave a call up, which other ranks may still be in.
+        locate: returns where in its code a rank of the group is; "" where nobody knows.
+        place: where in its code this rank gave a call up.
+        note: what went wrong on this rank before it came to the call at hand.
         boards: int64[ranks of the node][64], by node rank; this rank's alone where there is no shared memory.
         addresses: int64[ranks of the node], where each board is.
         me: this rank's place in both.
         shared: whether peers can see the boards of each other.
     """
 
-    def __init__(self, group: "Group") -> None:
+    def __init__(self, group: "Group", name: str) -> None:
         node = group.node
         memory = allocate(group, BOARD_NUMEL * 8) if node.size > 1 else None
         self._memory: SharedMemory | None = memory
@@ -140,10 +167,19 @@ class Calls:
         self.boards: tuple[NDArray[np.int64], ...] = tuple(part.view(np.int64) for part in parts)
         self.addresses = np.array([board.ctypes.data for board in self.boards], np.int64)
         self.me = node.rank if memory is not None else 0
-        self._processes: Sequence[Process] = memory.processes if memory is not None else ()
-        self._names = [node.name_of(rank) for rank in range(node.size)] if self.shared else [node.name_of_me]
+        self.name = name
+        self.members = group.members
+        self.names = [group.name_of(rank) for rank in range(group.size)]
+        self.ranks = [group.members.index(member) for member in node.members] if self.shared else [group.rank]
+        self.abandoned = False
+        self.locate: Callable[[int], str] = _nobody_knows
+        self.place = ""
+        self.note = ""
+        self.processes: Sequence[Process] = memory.processes if memory is not None else ()
         self._mine = self.boards[self.me].data
         self._error: HpcvolError | None = None
+        with _live_lock:
+            _live.add(self)
 
     def begin(self, call: Call) -> None:
         """Say on the board that this rank enters `call`. Local."""
@@ -172,6 +208,22 @@ class Calls:
             left_ns,
         )
 
+    def here(self) -> str:
+        """Return where in its code this rank is. Local; for its own thread."""
+        return site(stack_of(sys._getframe())) + (self.note and f" after {self.note}")
+
+    def alive(self, place: int) -> bool:
+        """Return whether the process of the rank at `place` still runs. Local."""
+        return place == self.me or self.processes[place].alive()
+
+    def leaves(self, place: int) -> bool:
+        """Return whether the program of the rank at `place` has come to its end. Local."""
+        return bool(self.boards[place][LEAVING])
+
+    def leave(self) -> None:
+        """Say on the board that the program of this rank has come to its end. Local."""
+        self._mine[LEAVING] = 1
+
     def fail(self, error: HpcvolError) -> None:
         """Make `poll` raise `error` from now on. Local; for the thread that watches."""
         self._error = error
@@ -181,33 +233,22 @@ class Calls:
 
         Raises:
             MismatchError: a member of this node is in another call of the same number.
-            MemberError: a member of this node has died.
+            MemberError: a member of this node has died, or its program has come to its end.
             HpcvolError: whatever was given to `fail`.
         """
+        if self._error is None:
+            self._error = trouble(self, self.here)
         if self._error is not None:
+            self.place = self.place or self.here()
+            self.abandoned = True
             raise self._error
-        self._compare()
-        for name, process in zip(self._names, self._processes, strict=False):
-            if not process.alive():
-                here = self.progress(self.me).call
-                raise MemberError(f"{name} has died while others wait for it in {here}: see what it said last")
-
-    def _compare(self) -> None:
-        """Raise where a peer is in a call of the same number and another fingerprint."""
-        mine = self.progress(self.me)
-        for place in range(len(self.boards)):
-            theirs = self.progress(place)
-            if theirs.sequence != mine.sequence or theirs.call == mine.call:
-                continue
-            time.sleep(0.002)  # a peer may have been between writing the one and the other
-            if self.progress(place) == theirs:
-                raise mismatch(mine.sequence, {self._names[self.me]: mine.call, self._names[place]: theirs.call})
 
 
-def mismatch(sequence: int, calls: dict[str, Call | None]) -> MismatchError:
-    """Return the error that shows what each of some members (by name, two at least) called as number `sequence`."""
-    said = ", ".join(f"{name} calls {call}" for name, call in calls.items())
-    return MismatchError(
-        f"members disagree about collective call {sequence} of their group: {said}. All have to make the same calls in "
-        "the same order: look for a branch that depends on the rank, on local data, or on an exception that was caught"
-    )
+def live_calls() -> list[Calls]:
+    """Return the calls of all groups of this process. Local, from any thread."""
+    with _live_lock:
+        return list(_live)
+
+
+def _nobody_knows(_: int) -> str:
+    return ""

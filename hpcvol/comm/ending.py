@@ -1,5 +1,6 @@
 """How a run ends when something went wrong: one clear message, nobody left hanging, an exit status that says so."""
 
+import atexit
 import fcntl
 import os
 import stat
@@ -12,13 +13,17 @@ import traceback
 from types import TracebackType
 from typing import NoReturn
 
+from hpcvol.comm.calls import live_calls
 from hpcvol.comm.group import Group
 from hpcvol.comm.launcher import launcher
-from hpcvol.errors import HpcvolError
+from hpcvol.errors import CommError, HpcvolError
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 _UNREAD_SECONDS = 2.0
+# How long members leave the word to the one of them that reports an error of all.
+_SPEAKER_SECONDS = 5.0
+_ABORT_SECONDS = 5.0
 
 _world: Group | None = None
 
@@ -26,6 +31,8 @@ _world: Group | None = None
 def end_together(world: Group) -> None:
     """From now on an uncaught exception on one member of `world` ends the run on all of them. Local, idempotent."""
     global _world
+    if _world is None and world.size > 1:
+        atexit.register(_leave, os.getpid())
     _world = world
     sys.excepthook = _on_uncaught
     threading.excepthook = _on_uncaught_in_thread
@@ -42,15 +49,37 @@ def fail(error: BaseException) -> NoReturn:
         SystemExit: where no other member has to be ended: status 1, or 130 after KeyboardInterrupt.
     """
     everywhere = isinstance(error, HpcvolError) and error.everywhere
-    if not everywhere or _is_first():
+    speaks = not isinstance(error, HpcvolError) or not everywhere or _speaks_for_all(error)
+    in_order = everywhere and not _calls_were_given_up()
+    if not speaks and not in_order:
+        time.sleep(_SPEAKER_SECONDS)  # it ends this process meanwhile, unless something is wrong with it too
+        speaks = True
+    if speaks:
         print(_report(error), end="", file=sys.stderr)
     status = EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else EXIT_FAILED
+    if not in_order and _world is not None and _world.size > 1:
+        end_all(status)
     sys.stdout.flush()
     sys.stderr.flush()
-    if not everywhere and _world is not None and _world.size > 1:
-        wait_until_read(1, 2)
-        _end_all(status)
     raise SystemExit(status)
+
+
+def end_all(status: int) -> None:
+    """End all members at once, this one too, when what they said has been read. Local, from any thread.
+
+    Returns where MPI has been finalised: then there is nobody to end.
+    """
+    from mpi4py import MPI
+
+    sys.stdout.flush()
+    sys.stderr.flush()
+    wait_until_read(1, 2)
+    if not MPI.Is_finalized():
+        # An MPI that allows one thread at a time may never get to it while another one waits in a call.
+        last_resort = threading.Timer(_ABORT_SECONDS, os._exit, (status,))
+        last_resort.daemon = True
+        last_resort.start()
+        MPI.COMM_WORLD.Abort(status)
 
 
 def _report(error: BaseException) -> str:
@@ -64,10 +93,11 @@ def _report(error: BaseException) -> str:
     return text if alone or _world is None else f"{text}hpcvol: error: {_world.name_of_me} raised the exception above\n"
 
 
-def _is_first() -> bool:
-    """Whether this process speaks for all; asked of the launcher where MPI could not start."""
+def _speaks_for_all(error: HpcvolError) -> bool:
+    """Whether this process reports an error of all; asked of the launcher where MPI could not start."""
     if _world is not None:
-        return _world.rank == 0
+        me, first = _world.members[_world.rank], _world.members[0]
+        return me == (first if error.speaker is None else error.speaker)
     by = launcher()
     return by is None or by.rank == 0
 
@@ -90,11 +120,31 @@ def _unread_bytes(descriptor: int) -> int:
     return int(struct.unpack("i", answer)[0])
 
 
-def _end_all(status: int) -> None:
+def _calls_were_given_up() -> bool:
+    """Whether some collective call was left unfinished: then others may wait for ever, and MPI cannot be finalised."""
+    return any(calls.abandoned for calls in live_calls())
+
+
+def _leave(pid: int) -> None:
+    """Leave when all do: the end of a program is the last of the calls that all members have to make alike."""
     from mpi4py import MPI
 
-    if not MPI.Is_finalized():
-        MPI.COMM_WORLD.Abort(status)
+    if os.getpid() != pid or _world is None or MPI.Is_finalized():
+        return
+    for calls in live_calls():
+        calls.leave()
+    if not _calls_were_given_up():
+        try:
+            _world.leave()
+        except CommError:
+            pass  # those who wait for this member in another call say so, and end it
+        except (HpcvolError, MPI.Exception) as error:
+            print(_report(error), end="", file=sys.stderr)
+            end_all(EXIT_FAILED)
+        else:
+            return
+    time.sleep(_SPEAKER_SECONDS)
+    end_all(EXIT_FAILED)
 
 
 def _on_uncaught(_: type[BaseException], error: BaseException, where: TracebackType | None) -> None:

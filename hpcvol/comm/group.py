@@ -1,16 +1,43 @@
 """An ordered set of live ranks over one MPI communicator."""
 
+import os
+import pickle
+import secrets
 import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from hpcvol.comm.calls import Calls
+import numpy as np
+
+from hpcvol.comm import failures
+from hpcvol.comm.calls import Call, Calls
+from hpcvol.errors import CommError, HpcvolError
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 
+# How often a wait asks whether it makes sense to go on.
+_POLL_SECONDS = 0.05
+# A rank that waits looks without a pause at first, and then gives its core to those that compute.
+_EAGER_LOOKS = 20
+_EAGER_SECONDS = 0.005
+_PAUSE_SECONDS = 0.0002
+
+# MPI before version 4 counts in an int.
+_PIECE_NBYTES = 2**30
+
+# Calls that were given up: MPI may still write there.
+_given_up: list[Any] = []
+
+
 class Group:
     """An ordered set of live ranks. All methods that move data are collective: every rank of the group calls them.
+
+    Each of these first exchanges what is called: where ranks call different ones, or a rank is at the end of its
+    program, all raise an error that shows both sides. Its cost is one all-gather of 16 bytes.
 
     Users get groups from `hpcvol.comm.start()` and `Group.split`.
 
@@ -34,11 +61,13 @@ class Group:
         self._communicator: MPI.Comm | None = communicator
         self.rank: int = communicator.Get_rank()
         self.size: int = communicator.Get_size()
-        facts = communicator.allgather((member, socket.gethostname()))
-        self.members: tuple[int, ...] = tuple(member for member, _ in facts)
-        self.hosts: tuple[str, ...] = tuple(host for _, host in facts)
+        facts = communicator.allgather((member, socket.gethostname(), secrets.token_hex(4)))
+        self.members: tuple[int, ...] = tuple(member for member, _, _ in facts)
+        self.hosts: tuple[str, ...] = tuple(host for _, host, _ in facts)
+        self._mine = np.zeros(2, np.int64)
+        self._all = np.zeros((self.size, 2), np.int64)
         self.node: Group = self._split_by_node()
-        self.calls = Calls(self)
+        self.calls = Calls(self, facts[0][2])
 
     @property
     def communicator(self) -> "MPI.Comm":
@@ -63,31 +92,88 @@ class Group:
             color: zero or more.
             key: where in the new group this rank wants to be.
         """
-        return Group(self.communicator.Split(color, key), self.members[self.rank])
+        with self._calling("split"):
+            return Group(self.communicator.Split(color, key), self.members[self.rank])
 
     def barrier(self) -> None:
         """Wait until all ranks are here."""
-        self.communicator.Barrier()
+        with self._calling("barrier"):
+            pass
 
     def broadcast_object(self, obj: Any, root: int = 0) -> Any:
         """Return the `obj` of rank `root` on all ranks; what the others gave is not looked at. It has to pickle."""
-        return self.communicator.bcast(obj, root)
+        data = bytearray(pickle.dumps(obj) if self.rank == root else b"")
+        with self._calling("broadcast_object", len(data), numel=root) as lengths:
+            if self.rank != root:
+                data = bytearray(lengths[root])
+            for start in range(0, len(data), _PIECE_NBYTES):
+                piece = memoryview(data)[start : start + _PIECE_NBYTES]
+                self._wait(self.communicator.Ibcast(piece, root), piece)
+        return pickle.loads(data)
 
     def gather_objects(self, obj: Any) -> list[Any]:
-        """Return the `obj` of every rank, by rank, on all ranks. It has to pickle."""
-        return self.communicator.allgather(obj)
+        """Return the `obj` of every rank, by rank, on all ranks. It has to pickle; all together are at most 2 GiB."""
+        data = pickle.dumps(obj)
+        with self._calling("gather_objects", len(data)) as lengths:
+            gathered = bytearray(sum(lengths))
+            self._wait(self.communicator.Iallgatherv(data, [gathered, lengths]), data, gathered)
+        ends = np.cumsum(lengths).tolist()
+        return [
+            pickle.loads(memoryview(gathered)[end - length : end]) for end, length in zip(ends, lengths, strict=True)
+        ]
 
     def any(self, flag: bool) -> bool:
-        """Return whether `flag` is true on at least one rank, on all ranks: one small all-reduce."""
-        from mpi4py import MPI
-
-        return bool(self.communicator.allreduce(flag, MPI.LOR))
+        """Return whether `flag` is true on at least one rank, on all ranks."""
+        with self._calling("any", int(flag)) as flags:
+            return any(flags)
 
     def union(self, flags: int) -> int:
-        """Return the bitwise or of the `flags` of all ranks, on all ranks: one small all-reduce."""
-        from mpi4py import MPI
+        """Return the bitwise or of the `flags` (63 bits) of all ranks, on all ranks."""
+        with self._calling("union", flags) as everybody:
+            return int(np.bitwise_or.reduce(everybody))
 
-        return int(self.communicator.allreduce(flags, MPI.BOR))
+    def leave(self) -> None:
+        """Say that the program of this rank has come to its end, and wait until that of all others has.
+
+        Raises:
+            HpcvolError: it has not, and others wait for this rank in another call.
+        """
+        self.calls.leave()
+        with self._calling("exit"):
+            pass
+
+    def meet(self, call: Call, payload: int = 0) -> list[int]:
+        """Wait until all ranks are here, and check that they are in the same call. Collective; inside of `calls.begin`.
+
+        Args:
+            call: what this rank calls.
+            payload: 63 bits for the others.
+
+        Returns:
+            The payloads, by rank.
+
+        Raises:
+            MismatchError: ranks are in different calls; on all of them.
+            MemberError: the program of a rank has come to its end, or it died.
+        """
+        if self.calls.abandoned:
+            raise CommError(f"{call} over a group in which an earlier call was given up after an error: end the run")
+        self._mine[:] = call.fingerprint, payload
+        self._wait(self.communicator.Iallgather(self._mine, self._all), self._mine, self._all)
+        fingerprints, payloads = self._all.T.tolist()
+        if fingerprints.count(call.fingerprint) != self.size:
+            raise self._disagreement(fingerprints)
+        found: list[int] = payloads
+        return found
+
+    @contextmanager
+    def _calling(self, name: str, payload: int = 0, numel: int = 0) -> Iterator[list[int]]:
+        call = Call.of(name, numel=numel)
+        if self._communicator is None:
+            raise RuntimeError("this group is closed")
+        self.calls.begin(call)
+        yield self.meet(call, payload)
+        self.calls.end()
 
     def close(self) -> None:
         """Give the communicator back. Collective. Twice is once; using the group afterwards is an error."""
@@ -95,7 +181,8 @@ class Group:
             return
         if self.node is not self:
             self.node.close()
-        self._communicator.Free()
+        if not self.calls.abandoned:
+            self._communicator.Free()
         self._communicator = None
         del self.calls  # its shared memory: a group that is its own node waits for the garbage collector
 
@@ -107,3 +194,41 @@ class Group:
             node.Free()
             return self
         return Group(node, self.members[self.rank])
+
+    def _wait(self, request: "MPI.Request", *memory: Any) -> None:
+        """Wait until `request` is done, which uses `memory`, without taking the core from ranks that compute."""
+        try:
+            for _ in range(_EAGER_LOOKS):
+                if request.Test():
+                    return
+            began = polled = time.monotonic()
+            while not request.Test():
+                now = time.monotonic()
+                if now - began < _EAGER_SECONDS:
+                    os.sched_yield()
+                    continue
+                time.sleep(_PAUSE_SECONDS)
+                if now - polled > _POLL_SECONDS:
+                    self.calls.poll()
+                    polled = now
+        except BaseException:
+            self.calls.abandoned = True
+            _given_up.append((request, memory, self._communicator))
+            raise
+
+    def _disagreement(self, fingerprints: list[int]) -> HpcvolError:
+        """Return the error for ranks that met in different calls. Collective: all tell each other where they are."""
+        sequence = self.calls.progress(self.calls.me).sequence
+        called = [Call.from_fingerprint(one) for one in fingerprints]
+        places: list[str] = self.communicator.allgather(self.calls.here())
+        leaving = [rank for rank, one in enumerate(called) if one.name == "exit"]
+        waiting = [rank for rank, one in enumerate(called) if one.name != "exit"]
+        speaker = self.members[waiting[0]]
+        if leaving:
+            self.calls.abandoned = True  # nobody can leave in order any more
+            who = failures.enumerate_names([self.name_of(rank) for rank in leaving])
+            names = [self.name_of(rank) for rank in waiting]
+            place = places[waiting[0]]
+            return failures.left(who, failures.waiting_in(names, called[waiting[0]], sequence, place), speaker=speaker)
+        said = {self.name_of(rank): (one, places[rank]) for rank, one in enumerate(called)}
+        return failures.mismatch(sequence, said, speaker=speaker)

@@ -1,5 +1,6 @@
 """Where in its code a process is: the stacks of its threads, also while native code keeps Python's lock."""
 
+import contextlib
 import faulthandler
 import os
 import signal
@@ -8,7 +9,6 @@ import sysconfig
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
@@ -19,7 +19,7 @@ DEMAND = signal.SIGUSR2
 FORCE = signal.SIGRTMIN + 9
 
 _PACKAGE = Path(__file__).parents[1]
-_MECHANISM = (str(_PACKAGE / "comm"), str(_PACKAGE / "collectives"))
+_MECHANISM = (str(_PACKAGE / "comm"), str(_PACKAGE / "collectives"), contextlib.__file__)
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 _MAX_FRAMES = 40
 _FORCE_SECONDS = 1.0
@@ -126,7 +126,7 @@ def force_stacks(pid: int, fd: int) -> str | None:
 
     Local, a second at most. Works while native code keeps the interpreter's lock, and not while it is stopped.
     """
-    with suppress(OSError), Path(f"/proc/{pid}/fd/{fd}").open("rb") as file:
+    with contextlib.suppress(OSError), Path(f"/proc/{pid}/fd/{fd}").open("rb") as file:
         before = os.fstat(file.fileno()).st_size
         os.kill(pid, FORCE)
         until = time.monotonic() + _FORCE_SECONDS
