@@ -50,7 +50,8 @@ NAMES = (
 )
 DTYPES = ("", "float32", "float64", "float16", "bfloat16", "int32", "int64", "uint8")
 OPS = ("", "sum", "mean", "min", "max", "product")
-MAX_NUMEL = 2**47 - 1
+NUMEL_BITS = 47
+MAX_NUMEL = 2**NUMEL_BITS - 1
 
 # A board is int64[64]: eight cache lines. Places in it:
 FINGERPRINT = 0  # of the call that this rank entered last
@@ -96,13 +97,18 @@ class Call:
         if not 0 <= numel <= MAX_NUMEL:
             raise ValueError(f"{numel} elements: expected 0 to {MAX_NUMEL}")
         code = (NAMES.index(name) << 8) | (DTYPES.index(kind) << 4) | OPS.index(op)
-        return Call(name, kind, numel, op, (code << 47) | numel)
+        return Call(name, kind, numel, op, (code << NUMEL_BITS) | numel)
 
     @staticmethod
     def from_fingerprint(fingerprint: int) -> "Call":
         """Return the call that has this fingerprint."""
-        code, numel = fingerprint >> 47, fingerprint & MAX_NUMEL
+        code, numel = fingerprint >> NUMEL_BITS, fingerprint & MAX_NUMEL
         return Call(NAMES[code >> 8], DTYPES[(code >> 4) & 15], numel, OPS[code & 15], fingerprint)
+
+    @property
+    def code(self) -> int:
+        """The fingerprint without the length."""
+        return self.fingerprint >> NUMEL_BITS
 
     def __str__(self) -> str:
         """Such as `allreduce sum float32[25000]`."""
