@@ -1,17 +1,19 @@
-"""Moving vectors (contiguous 1-D NumPy arrays) between the ranks of a group. The only calls to MPI on arrays."""
+"""Vectors (contiguous 1-D NumPy arrays), and the MPI library's own ways of combining them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy.typing as npt
 
+from hpcvol.comm.faults import explain
 from hpcvol.comm.group import Group
+from hpcvol.comm.waiting import Spinning
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 Vector: TypeAlias = npt.NDArray[Any]
-Op: TypeAlias = Literal["sum", "min", "max"]
+Op: TypeAlias = Literal["sum", "mean", "min", "max", "product"]
 
 # MPI before version 4 counts elements in an int (Open MPI 5 does): longer vectors go in pieces.
 MAX_PIECE_NUMEL = 2**30
@@ -22,40 +24,47 @@ ALLREDUCE_PIECE_NBYTES = 2 * 2**20
 
 
 def reduce_everywhere(group: Group, vector: Vector, op: Op) -> None:
-    """Replace `vector` by its element-wise `op` over all ranks, by MPI_Allreduce. Collective, in place."""
-    from mpi4py import MPI
+    """Replace `vector` by its element-wise `op` (not "mean") over all ranks, by MPI_Allreduce. Collective, in place.
 
-    for piece in _pieces(vector, ALLREDUCE_PIECE_NBYTES // vector.itemsize):
-        group.communicator.Allreduce(MPI.IN_PLACE, piece, _mpi_op(op))
+    Where the group waits without spinning, by MPI_Iallreduce, which MPI libraries have made slower.
 
+    Args:
+        group: all of its ranks call this.
+        vector: of a dtype that MPI libraries combine: int16, int32, int64, float32, float64.
+        op: what to do.
 
-def reduce_to_root(group: Group, vector: Vector, op: Op, root: int) -> None:
-    """Replace `vector` on `root` by its element-wise `op` over all ranks; others keep theirs. Collective, in place."""
-    from mpi4py import MPI
-
-    for piece in _pieces(vector):
-        if group.rank == root:
-            group.communicator.Reduce(MPI.IN_PLACE, piece, _mpi_op(op), root)
-        else:
-            group.communicator.Reduce(piece, None, _mpi_op(op), root)
-
-
-def copy_from_root(group: Group, vector: Vector, root: int) -> None:
-    """Replace `vector` by that of rank `root` on all ranks. Collective, in place."""
-    for piece in _pieces(vector):
-        group.communicator.Bcast(piece, root)
-
-
-def exchange(group: Group, outgoing: Vector, destination: int, incoming: Vector, source: int) -> None:
-    """Send `outgoing` to rank `destination` while receiving `incoming` from rank `source`.
-
-    Both hold at most `MAX_PIECE_NUMEL` elements and do not overlap. `incoming` must be as long as what `source` sends.
+    Raises:
+        MemberError: another member died.
+        CommError: MPI failed otherwise.
     """
-    group.communicator.Sendrecv(outgoing, destination, recvbuf=incoming, source=source)
+    from mpi4py import MPI
+
+    communicator, operation = group.communicator, _mpi_op(op)
+    blocking = isinstance(group.waiting, Spinning)
+
+    def reduce() -> None:
+        for piece in _pieces(vector, ALLREDUCE_PIECE_NBYTES // vector.itemsize):
+            if blocking:
+                communicator.Allreduce(MPI.IN_PLACE, piece, operation)
+            else:
+                request = communicator.Iallreduce(MPI.IN_PLACE, piece, operation)
+                group.waiting.until(request.Test, group.poll)
+
+    _explained(group, reduce)
 
 
-def _pieces(vector: Vector, limit: int | None = None) -> Iterator[Vector]:
-    numel = min(limit or MAX_PIECE_NUMEL, MAX_PIECE_NUMEL)
+def _explained(group: Group, function: Callable[[], None]) -> None:
+    try:
+        function()
+    except Exception as error:
+        told = explain(group, error)
+        if told is None:
+            raise
+        raise told from error
+
+
+def _pieces(vector: Vector, limit: int) -> Iterator[Vector]:
+    numel = max(1, min(limit, MAX_PIECE_NUMEL))
     for start in range(0, vector.size, numel):
         yield vector[start : start + numel]
 
@@ -63,4 +72,4 @@ def _pieces(vector: Vector, limit: int | None = None) -> Iterator[Vector]:
 def _mpi_op(op: Op) -> "MPI.Op":
     from mpi4py import MPI
 
-    return {"sum": MPI.SUM, "min": MPI.MIN, "max": MPI.MAX}[op]
+    return {"sum": MPI.SUM, "min": MPI.MIN, "max": MPI.MAX, "product": MPI.PROD}[op]

@@ -1,0 +1,108 @@
+"""What an operation does to two vectors, for each dtype, and how a mean is made of a sum.
+
+NaN: a sum or product is NaN where a term is, or where infinities say so; which NaN is not told. Minimum and maximum are
+NaN where any rank has one, always the same NaN, and -0 is below +0: they do not depend on order in any bit. Half types
+are combined in float32 and rounded once at each combination. Integers wrap around.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from hpcvol.comm.vectors import Op, Vector
+
+# Called with two operands and the vector that takes the result, which may be one of them.
+Combine: TypeAlias = Callable[[Vector, Vector, Vector], object]
+
+_NUMPY: dict[Op, np.ufunc] = {
+    "sum": np.add,
+    "mean": np.add,
+    "product": np.multiply,
+    "min": np.minimum,
+    "max": np.maximum,
+}
+_INFINITY = {"float32": 0x7F800000, "float64": 0x7FF0000000000000, "float16": 0x7C00, "bfloat16": 0x7F80}
+HALF = ("float16", "bfloat16")
+
+
+@lru_cache
+def combiner(op: Op, dtype: "np.dtype[Any]") -> Combine:
+    """Return the function that combines two vectors of `dtype`. A mean is combined as a sum and divided at the end."""
+    if dtype.kind == "i" or (op not in ("min", "max") and dtype.name not in HALF):
+        return _NUMPY[op]
+    return _extreme(op, dtype) if op in ("min", "max") else _half(op, dtype)
+
+
+def finish(op: Op, vector: Vector, num_terms: int) -> None:
+    """Turn a sum of `num_terms` terms into their mean, in place, where `op` is "mean"."""
+    if op != "mean" or not vector.size:
+        return
+    if vector.dtype.name in HALF:
+        from hpcvol.kernels import half
+
+        divide = half.divide_bfloat16 if vector.dtype.name == "bfloat16" else half.divide_float16
+        divide(vector.view(np.uint16), np.float32(num_terms))
+    else:
+        np.divide(vector, num_terms, out=vector)
+
+
+class OrderedIntegers:
+    """Floats as integers of the same order, so that an MPI library can take minimum or maximum of them.
+
+    Args:
+        op: "min" or "max": in it NaN wins.
+        dtype: of the floats.
+    """
+
+    def __init__(self, op: Op, dtype: "np.dtype[Any]") -> None:
+        self._dtype = np.dtype(f"i{dtype.itemsize}")
+        self._infinity, self._largest = _masks(dtype)
+        self._nan = self._largest if op == "max" else self._dtype.type(np.iinfo(self._dtype).min)
+
+    def encode(self, vector: Vector) -> Vector:
+        """Replace floats by integers, in place; return them as an integer vector of the same memory."""
+        from hpcvol.kernels import extremes
+
+        integers = vector.view(self._dtype)
+        extremes.to_integers(integers, self._infinity, self._largest, self._nan)
+        return integers
+
+    def decode(self, integers: Vector) -> None:
+        """Undo `encode`."""
+        from hpcvol.kernels import extremes
+
+        extremes.from_integers(integers, self._largest, self._nan)
+
+
+def _extreme(op: Op, dtype: "np.dtype[Any]") -> Combine:
+    from hpcvol.kernels import extremes
+
+    kernel = extremes.least if op == "min" else extremes.greatest
+    integer = np.dtype(f"i{dtype.itemsize}")
+    infinity, largest = _masks(dtype)
+
+    def combine(a: Vector, b: Vector, out: Vector) -> None:
+        kernel(a.view(integer), b.view(integer), out.view(integer), infinity, largest)
+
+    return combine
+
+
+def _half(op: Op, dtype: "np.dtype[Any]") -> Combine:
+    from hpcvol.kernels import half
+
+    if dtype.name == "bfloat16":
+        kernel = half.multiply_bfloat16 if op == "product" else half.add_bfloat16
+    else:
+        kernel = half.multiply_float16 if op == "product" else half.add_float16
+
+    def combine(a: Vector, b: Vector, out: Vector) -> None:
+        kernel(a.view(np.uint16), b.view(np.uint16), out.view(np.uint16))
+
+    return combine
+
+
+def _masks(dtype: "np.dtype[Any]") -> tuple[np.signedinteger[Any], np.signedinteger[Any]]:
+    integer = np.dtype(f"i{dtype.itemsize}").type
+    return integer(_INFINITY[dtype.name]), integer(np.iinfo(integer).max)

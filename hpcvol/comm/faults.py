@@ -1,0 +1,64 @@
+"""What becomes of an MPI error: which peer failed, in words, and no other rank left waiting for this one."""
+
+from typing import TYPE_CHECKING
+
+from hpcvol import environment
+from hpcvol.errors import CommError, HpcvolError, MemberError
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+    from hpcvol.comm.group import Group
+
+# Open MPI tells its ranks by this variable that mpiexec was given `--with-ft ulfm`.
+_TOLERANT = "OMPI_MCA_mpi_ft_enable"
+
+
+def survives_failures() -> bool:
+    """Return whether this MPI was started so that ranks outlive the death of others (ULFM). Local."""
+    return (environment.variable(_TOLERANT) or "0").lower() in ("1", "true", "yes")
+
+
+def explain(group: "Group", error: BaseException) -> HpcvolError | None:
+    """Return the error that a user is to see for `error`, which came out of communication; None: as it is. Local.
+
+    Where a peer has died the group is revoked first, so that ranks which wait for this one get an error too.
+    """
+    from mpi4py import MPI
+
+    if isinstance(error, MemberError):
+        revoke(group)
+        return None
+    if not isinstance(error, MPI.Exception):
+        return None
+    if error.Get_error_class() not in _peer_failures():
+        return CommError(f"{group.name_of_me}: MPI failed: {error.Get_error_string()}")
+    revoke(group)
+    dead = _failed(group)
+    who = ", ".join(group.name_of(rank) for rank in dead) if dead else "another member"
+    return MemberError(f"{who} died while {group.name_of_me} was in communication with it: see what it said last")
+
+
+def revoke(group: "Group") -> None:
+    """End all communication over `group` on all of its ranks, where this MPI can. Local; the others get an error."""
+    if survives_failures():
+        for communicator in group.communicators():
+            communicator.Revoke()
+
+
+def _peer_failures() -> tuple[int, ...]:
+    from mpi4py import MPI
+
+    return (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED)
+
+
+def _failed(group: "Group") -> list[int]:
+    """Return the ranks that this MPI knows to be dead."""
+    from mpi4py import MPI
+
+    everybody = group.communicator.Get_group()
+    failed: MPI.Group = group.communicator.Get_failed()
+    ranks: list[int] = MPI.Group.Translate_ranks(failed, list(range(failed.Get_size())), everybody)
+    failed.Free()
+    everybody.Free()
+    return [rank for rank in ranks if rank >= 0]

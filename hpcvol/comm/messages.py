@@ -1,0 +1,124 @@
+"""Messages between the ranks of a group that belong to one call: they pair up with those of the same call only."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from hpcvol.comm.faults import explain
+from hpcvol.comm.group import Group
+from hpcvol.comm.vectors import Vector
+from hpcvol.errors import MismatchError
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+# Longer vectors go in pieces: MPI before version 4 counts bytes in an int, as Open MPI 5 does.
+MAX_MESSAGE_NBYTES = 2**30
+
+# Requests that were given up: each holds its memory, into which MPI may still write.
+_given_up: "list[MPI.Request]" = []
+
+
+class Message:
+    """One message on its way: wait for it with `Messages.wait`."""
+
+    def __init__(self, request: "MPI.Request", peer: int, expected_nbytes: int | None) -> None:
+        self.request = request
+        self.peer = peer
+        self.expected_nbytes = expected_nbytes  # None for one that is sent
+
+
+class Messages:
+    """The messages of one call; when the `with` block ends all have arrived, or have been given up after an error.
+
+        with Messages(group) as messages:
+            arriving = messages.receive(theirs, source)
+            messages.send(mine, destination)
+            messages.wait(arriving)
+
+    Vectors that were given to `send` may not change, and those given to `receive` may not be looked at, until `wait` or
+    the end of the block. Messages between two ranks arrive in the order in which they were sent. Those of ranks that
+    are in different calls do not pair up, because the tag tells the call.
+
+    Args:
+        group: whose ranks exchange messages.
+        tag: of the messages; by default that of the call which the group is in.
+
+    Raises:
+        MemberError: another member died.
+        MismatchError: other members are in another call, or sent another length.
+        CommError: MPI failed otherwise.
+    """
+
+    def __init__(self, group: Group, tag: int | None = None) -> None:
+        from mpi4py import MPI
+
+        self._group = group
+        self._communicator = group.communicator
+        self._tag = group.tag if tag is None else tag
+        self._byte = MPI.BYTE
+        self._status = MPI.Status()
+        self._open: list[Message] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def send(self, vector: Vector, destination: int) -> Message:
+        """Start to send `vector` to rank `destination`."""
+        request = self._communicator.Isend([vector.view(np.uint8), self._byte], destination, self._tag)
+        return self._opened(Message(request, destination, None))
+
+    def receive(self, vector: Vector, source: int) -> Message:
+        """Start to receive `vector` from rank `source`, which sends as many bytes."""
+        request = self._communicator.Irecv([vector.view(np.uint8), self._byte], source, self._tag)
+        return self._opened(Message(request, source, vector.nbytes))
+
+    def wait(self, message: Message) -> None:
+        """Wait until a message has arrived, or the memory of a sent one may change. A second time returns at once."""
+        if not message.request:
+            return
+        done = self._test_of(message)
+        if not done():
+            self._group.waiting.until(done, self._group.poll)
+        if message.expected_nbytes is not None:
+            found = self._status.Get_count(self._byte)
+            if found != message.expected_nbytes:
+                raise MismatchError(
+                    f"{self._group.name_of(message.peer)} sent {found} bytes where {self._group.name_of_me} expected "
+                    f"{message.expected_nbytes}: give all members the same counts and dtypes"
+                )
+
+    def _test_of(self, message: Message) -> Callable[[], bool]:
+        request, status = message.request, self._status
+        return request.Test if message.expected_nbytes is None else lambda: request.Test(status)
+
+    def _opened(self, message: Message) -> Message:
+        self._open.append(message)
+        return message
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        try:
+            if error is not None:
+                raise error
+            for message in self._open:
+                self.wait(message)
+        except BaseException as caught:
+            self._give_up()
+            told = explain(self._group, caught)
+            if told is not None:
+                raise told from caught
+            if caught is not error:
+                raise
+
+    def _give_up(self) -> None:
+        for message in self._open:
+            if message.request:
+                _given_up.append(message.request)
+                if message.expected_nbytes is not None:
+                    with suppress(Exception):  # of a communicator on which nothing works any more
+                        message.request.Cancel()

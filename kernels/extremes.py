@@ -1,0 +1,51 @@
+"""Minimum and maximum of floats as their bits: one answer whatever the order of the operands, NaN and zeros included.
+
+Floats of one sign are ordered as their bits are, read as integers; flipping all but the sign of the negative ones orders
+all of them, -0 below +0. A NaN wins over every number, and all NaNs become one. So minimum and maximum are associative
+and commutative to the bit, and every algorithm gives the same bits on every rank.
+
+In all functions bits are int16, int32 or int64[n]; `infinity` and `largest` are of the same dtype: the bits of infinity in
+that format of floats, and the largest integer, which masks the sign and is the NaN that others become.
+"""
+
+from numba import njit
+
+_SIGN_SHIFT = 63  # Numba widens what it shifts to 64 bits first
+
+
+@njit(nogil=True, cache=True)
+def least(a, b, out, infinity, largest):  # type: ignore[no-untyped-def]
+    """Write the lesser of `a` and `b` to `out`, which may be either of them."""
+    x, y, result = a[: out.size], b[: out.size], out[: out.size]
+    for i in range(out.size):
+        p, q = x[i], y[i]
+        lesser = p if (p ^ ((p >> _SIGN_SHIFT) & largest)) < (q ^ ((q >> _SIGN_SHIFT) & largest)) else q
+        result[i] = largest if max(p & largest, q & largest) > infinity else lesser
+
+
+@njit(nogil=True, cache=True)
+def greatest(a, b, out, infinity, largest):  # type: ignore[no-untyped-def]
+    """Write the greater of `a` and `b` to `out`, which may be either of them."""
+    x, y, result = a[: out.size], b[: out.size], out[: out.size]
+    for i in range(out.size):
+        p, q = x[i], y[i]
+        greater = p if (p ^ ((p >> _SIGN_SHIFT) & largest)) > (q ^ ((q >> _SIGN_SHIFT) & largest)) else q
+        result[i] = largest if max(p & largest, q & largest) > infinity else greater
+
+
+@njit(nogil=True, cache=True)
+def to_integers(bits, infinity, largest, nan):  # type: ignore[no-untyped-def]
+    """Replace the bits of floats by integers of the same order, and those of NaNs by `nan`, in place."""
+    result = bits[: bits.size]
+    for i in range(bits.size):
+        p = result[i]
+        result[i] = nan if (p & largest) > infinity else p ^ ((p >> _SIGN_SHIFT) & largest)
+
+
+@njit(nogil=True, cache=True)
+def from_integers(integers, largest, nan):  # type: ignore[no-untyped-def]
+    """Undo `to_integers`, in place."""
+    result = integers[: integers.size]
+    for i in range(integers.size):
+        p = result[i]
+        result[i] = largest if p == nan else p ^ ((p >> _SIGN_SHIFT) & largest)
