@@ -1,11 +1,11 @@
 """Minimum and maximum of floats as their bits: one answer whatever the order of the operands, NaN and zeros included.
 
-Floats of one sign are ordered as their bits are, read as integers; flipping all but the sign of the negative ones orders
-all of them, -0 below +0. A NaN wins over every number, and all NaNs become one. So minimum and maximum are associative
-and commutative to the bit, and every algorithm gives the same bits on every rank.
+Floats of one sign are ordered as their bits are, read as integers; flipping all but the sign of the negative ones
+orders all of them, -0 below +0. A NaN wins over every number, and all NaNs become one. So minimum and maximum are
+associative and commutative to the bit, and every algorithm gives the same bits on every rank.
 
-In all functions bits are int16, int32 or int64[n]; `infinity` and `largest` are of the same dtype: the bits of infinity in
-that format of floats, and the largest integer, which masks the sign and is the NaN that others become.
+In all functions bits are int16, int32 or int64[n]; `infinity` and `largest` are of the same dtype: the bits of infinity
+in that format of floats, and the largest integer, which masks the sign and is the NaN that others become.
 """
 
 from numba import njit

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hpcvol.collectives.calling import calling
-from hpcvol.collectives.checks import agreed_bounds, check_numel, check_pair, is_same
+from hpcvol.collectives.checks import agreed_bounds, check_numel, check_pair, is_slice
 from hpcvol.collectives.exchange import exchange
 from hpcvol.collectives.slices import Bounds
 from hpcvol.comm.group import Group
@@ -24,7 +24,7 @@ def all_gather(group: Group, vector: Vector, out: Vector, counts: Sequence[int] 
         counts: the length of each rank's vector; the same on all ranks. By default all are equally long.
 
     Raises:
-        TypeError, ValueError: as for `allreduce`; or lengths and counts do not fit, or `out` overlaps `vector` otherwise.
+        TypeError, ValueError: as for `allreduce`; or lengths and counts do not fit, or `out` overlaps `vector`.
         MismatchError: members gave different counts, or are in different calls.
         MemberError: another member died.
     """
@@ -32,8 +32,7 @@ def all_gather(group: Group, vector: Vector, out: Vector, counts: Sequence[int] 
     bounds = agreed_bounds(group, counts, out.size, "the output")
     mine = out[slice(*bounds[group.rank])]
     check_numel("the input", vector.size, mine.size)
-    if not is_same(vector, mine):
-        is_same(vector, out, "the input this rank's slice of the output")
+    if not is_slice(vector, out, bounds[group.rank][0], "the input this rank's slice of the output"):
         np.copyto(mine, vector)
     with calling(group, "all_gather", out):
         gather_slices(group, out, bounds)

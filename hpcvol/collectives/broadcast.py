@@ -5,7 +5,8 @@ References:
     section 4.2 (scatter and all-gather for long vectors, after van de Geijn).
 """
 
-from hpcvol.collectives.all_gather import gather_slices
+import numpy as np
+
 from hpcvol.collectives.arriving import in_order
 from hpcvol.collectives.calling import calling
 from hpcvol.collectives.checks import check_root, check_vector
@@ -81,3 +82,12 @@ def _in_slices(group: Group, vector: Vector, root: int) -> None:
         lambda destination: None if destination == root else mine,
         lambda source: None if is_root else vector[slice(*bounds[source])],
     )
+
+
+def broadcast_bytes(group: Group, content: bytes) -> bytes:
+    """Return the `content` of rank 0 on all ranks, of any length; within a call, so that waiting ends where it must."""
+    length = np.array([len(content)])
+    _down_a_tree(group, length, 0)
+    data = np.frombuffer(content, np.uint8).copy() if group.rank == 0 else np.empty(int(length[0]), np.uint8)
+    _down_a_tree(group, data, 0)
+    return data.tobytes()

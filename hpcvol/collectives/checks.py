@@ -28,9 +28,7 @@ def check_vector(vector: Vector, *, written: bool) -> None:
     if not isinstance(vector, np.ndarray):
         raise TypeError(f"expected a NumPy array, found {type(vector).__name__}: pass a view, such as tensor.numpy()")
     if not _is_known(vector.dtype):
-        raise TypeError(
-            f"cannot combine {vector.dtype}: expected one of {', '.join(DTYPE_NAMES)} in native byte order"
-        )
+        raise TypeError(f"cannot combine {vector.dtype}: expected one of {', '.join(DTYPE_NAMES)} in native byte order")
     if vector.ndim != 1:
         raise ValueError(f"expected a vector, found shape {vector.shape}: pass array.reshape(-1) of a contiguous array")
     if not vector.flags.c_contiguous:
@@ -75,26 +73,39 @@ def check_rank(group: Group, rank: int, what: str) -> None:
         raise ValueError(f"no rank {rank} for the {what}: the group has ranks 0 to {group.size - 1}")
 
 
-def is_same(vector: Vector, out: Vector, place: str = "") -> bool:
+def is_same(vector: Vector, out: Vector, place: str) -> bool:
     """Return whether two vectors are the same memory (in place); False where they share none.
 
     Args:
         vector: one vector.
         out: the other.
-        place: what the two have to be for being in place, for the message.
+        place: what they have to be for being in place, for the message.
 
     Raises:
         ValueError: they overlap otherwise, so that what is written would destroy what is still to be read.
     """
-    first, second = vector.__array_interface__["data"][0], out.__array_interface__["data"][0]
+    first, second = _address(vector), _address(out)
     if first == second and vector.nbytes == out.nbytes:
         return True
     if vector.nbytes and out.nbytes and first < second + out.nbytes and second < first + vector.nbytes:
+        shared = min(first + vector.nbytes, second + out.nbytes) - max(first, second)
         raise ValueError(
-            f"input and output overlap by {min(first + vector.nbytes, second + out.nbytes) - max(first, second)} bytes: "
-            f"expected apart from each other{', or ' + place if place else ''}"
+            f"input and output overlap by {shared} bytes: expected apart from each other, or {place} (in place)"
         )
     return False
+
+
+def is_slice(piece: Vector, whole: Vector, start: int, place: str) -> bool:
+    """Return whether `piece` is the memory of `whole` from element `start` on; False where they share none.
+
+    Raises:
+        ValueError: as for `is_same`.
+    """
+    return _address(piece) == _address(whole) + start * whole.itemsize or is_same(piece, whole, place)
+
+
+def _address(vector: Vector) -> int:
+    return int(vector.__array_interface__["data"][0])
 
 
 def agreed_bounds(group: Group, counts: Sequence[int] | None, numel: int, what: str) -> Bounds:

@@ -1,74 +1,143 @@
-"""The one call for combining vectors, whatever the algorithm."""
+"""Which algorithm takes which vector: the cheapest by a table that is the first rank's, so that all choose alike."""
 
-from typing import Literal, TypeAlias, get_args
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from hpcvol.collectives import library, ring
+from hpcvol.collectives import hierarchical
+from hpcvol.collectives.algorithms import CANDIDATES, Algorithm, Candidate
+from hpcvol.collectives.broadcast import broadcast_bytes
+from hpcvol.collectives.measure import WITHIN, measure_level
+from hpcvol.collectives.table import Cost, Level, Table
 from hpcvol.comm.group import Group
-from hpcvol.comm.vectors import Op, Vector, copy_from_root
+from hpcvol.comm.vectors import Op, Vector
 
-Algorithm: TypeAlias = Literal["auto", "ring", "library"]
+AllReduce: TypeAlias = Callable[[Group, Vector, Op], None]
 
-DTYPES = (np.float32, np.float64, np.int32, np.int64)
+_REMEMBERED = 4096
+
+# What this process knows; what a group uses is that of its first rank.
+_own = Table({})
+_choosers: "WeakKeyDictionary[Group, Chooser]" = WeakKeyDictionary()
 
 
-def allreduce(group: Group, vector: Vector, op: Op = "sum", algorithm: Algorithm = "auto") -> None:
-    """Replace `vector` by its element-wise `op` over all ranks of `group`. Collective, in place.
+def use_table(table: Table) -> None:
+    """Let this process know `table`, in place of measurements. Local.
 
-    All ranks end with the same bits (NaN payloads excepted), whatever the algorithm. Sums of floats depend on the
-    number of ranks and on the algorithm in their last bits; integers wrap around.
-
-    Args:
-        group: all of its ranks call this with the same `op`, `algorithm`, length and dtype.
-        vector: float32, float64, int32 or int64 of any length, contiguous, 1-D. Changed in place.
-        op: "sum", "min" or "max". What min and max make of NaN is up to the algorithm.
-        algorithm: "ring", "library" (the MPI library's own), or "auto", which picks.
-
-    Raises:
-        TypeError: not a NumPy array, or another dtype.
-        ValueError: not 1-D, contiguous and writable; unknown op or algorithm.
+    Groups that have chosen already go on with theirs; a new group uses the one that its rank 0 knows.
     """
-    _check(vector)
-    if op not in get_args(Op):
-        raise ValueError(f"unknown op {op!r}: expected one of {', '.join(get_args(Op))}")
-    if algorithm == "ring":
-        ring.allreduce(group, vector, op)
-    elif algorithm in ("library", "auto"):
-        library.allreduce(group, vector, op)
-    else:
-        raise ValueError(f"unknown algorithm {algorithm!r}: expected one of {', '.join(get_args(Algorithm))}")
+    global _own
+    _own = table
 
 
-def broadcast(group: Group, vector: Vector, root: int = 0) -> None:
-    """Replace `vector` by that of rank `root` on all ranks of `group`. Collective, in place.
+def table_of(group: Group) -> Table:
+    """Return the table by which `group` chooses: that of its rank 0, with what is missing there measured. Collective.
 
-    Args:
-        group: all of its ranks call this with the same `root`, length and dtype.
-        vector: as for `allreduce`.
-        root: the rank whose values all get.
-
-    Raises:
-        TypeError, ValueError: as for `allreduce`; or there is no rank `root`.
+    Once a group: one short broadcast, and some tenths of a second where there is something to measure. A group of one
+    rank has nothing to choose, and an empty table.
     """
-    _check(vector)
-    if not 0 <= root < group.size:
-        raise ValueError(f"no rank {root} to broadcast from: the group has ranks 0 to {group.size - 1}")
-    copy_from_root(group, vector, root)
+    return _chooser(group).table
 
 
-def _check(vector: Vector) -> None:
-    if not isinstance(vector, np.ndarray):
-        raise TypeError(f"expected a NumPy array, found {type(vector).__name__}: pass a view, such as tensor.numpy()")
-    if vector.dtype.type not in DTYPES or not vector.dtype.isnative:
-        names = ", ".join(np.dtype(dtype).name for dtype in DTYPES)
-        raise TypeError(f"cannot combine {vector.dtype}: expected one of {names} in native byte order")
-    if vector.ndim != 1:
-        raise ValueError(f"expected a vector, found shape {vector.shape}: pass array.reshape(-1) of a contiguous array")
-    if not vector.flags.c_contiguous:
-        raise ValueError(
-            f"the vector is not contiguous (strides of {vector.strides[0]} bytes for elements of {vector.itemsize}): "
-            "results are written in place, so copy it with np.ascontiguousarray and copy back"
-        )
-    if not vector.flags.writeable:
-        raise ValueError("the vector is read-only: results are written in place, so pass a writable one")
+def choose(group: Group, vector: Vector, algorithm: Algorithm) -> AllReduce:
+    """Return what combines `vector` over `group`. Collective when first called with "auto" or "hierarchical".
+
+    The same on all ranks for the same algorithm, dtype and length.
+    """
+    if algorithm in CANDIDATES:
+        return CANDIDATES[algorithm].allreduce
+    return _chooser(group).choose(vector, algorithm)
+
+
+class Chooser:
+    """Chooses for one group."""
+
+    def __init__(self, group: Group, table: Table) -> None:
+        self.table = table
+        self._node_size = max(group.carriers.node_sizes)
+        self._num_nodes = len(group.carriers.node_sizes)
+        self._num_carriers = group.carriers.number
+        self._size = group.size
+        self._chosen: dict[tuple[int, Any, str], AllReduce] = {}
+
+    def choose(self, vector: Vector, algorithm: Algorithm) -> AllReduce:
+        """Return what is cheapest for `vector`; the first of equals. Local."""
+        key = (vector.nbytes, vector.dtype, algorithm)
+        chosen = self._chosen.get(key)
+        if chosen is None:
+            if len(self._chosen) >= _REMEMBERED:
+                self._chosen.clear()
+            costs = self.costs(vector.nbytes, vector.dtype)
+            hierarchies = {name: option for name, option in costs.items() if name.startswith("hierarchical")}
+            options = hierarchies if algorithm == "hierarchical" else costs
+            chosen = self._chosen[key] = min(options.values(), key=lambda option: option[0])[1]
+        return chosen
+
+    def costs(self, nbytes: int, dtype: "np.dtype[Any]") -> dict[str, tuple[float, AllReduce]]:
+        """Return seconds and function of every way there is, by name. Local."""
+        return {**self._flat(nbytes, dtype), **self._hierarchical(nbytes, dtype)}
+
+    def _flat(self, nbytes: int, dtype: "np.dtype[Any]") -> dict[str, tuple[float, AllReduce]]:
+        level = levels_of(self._num_nodes, self._node_size)[-1] if self._size > 1 else "node"
+        return {
+            candidate.name: (_seconds(candidate, cost, self._size, nbytes), candidate.allreduce)
+            for candidate, cost in self._known(level)
+            if candidate.takes(dtype)
+        }
+
+    def _hierarchical(self, nbytes: int, dtype: "np.dtype[Any]") -> dict[str, tuple[float, AllReduce]]:
+        steps = self.table.costs.get("node", {}).get(WITHIN, Cost(0.0, 0.0))
+        ranks = self._node_size
+        inside = steps.seconds(2 * (ranks - 1), 2 * (ranks - 1) / ranks * nbytes)
+        slice_nbytes = nbytes / self._num_carriers
+        ways = self._known("between") or [(CANDIDATES["ring"], Cost(0.0, 0.0))]
+        return {
+            f"hierarchical, {candidate.name}": (
+                inside + _seconds(candidate, cost, self._num_nodes, slice_nbytes),
+                partial(hierarchical.allreduce, between=candidate.allreduce),
+            )
+            for candidate, cost in ways
+            if candidate.takes(dtype)
+        }
+
+    def _known(self, level: Level) -> list[tuple[Candidate, Cost]]:
+        costs = self.table.costs.get(level, {})
+        return [(candidate, costs[name]) for name, candidate in CANDIDATES.items() if name in costs]
+
+
+def levels_of(num_nodes: int, node_size: int) -> tuple[Level, ...]:
+    """Return the levels that a group has; the last is that of algorithms which take all ranks for alike."""
+    if num_nodes == 1:
+        return ("node",) if node_size > 1 else ()
+    return ("between",) if node_size == 1 else ("node", "between", "all")
+
+
+def _chooser(group: Group) -> Chooser:
+    chooser = _choosers.get(group)
+    if chooser is None:
+        chooser = _choosers[group] = Chooser(group, _agree(group))
+    return chooser
+
+
+def _agree(group: Group) -> Table:
+    """Return rank 0's table with all levels that `group` has. Collective."""
+    global _own
+    if group.size == 1:
+        return Table({})
+    table = Table.from_json(broadcast_bytes(group, _own.to_json().encode()).decode())
+    carriers = group.carriers
+    missing = [
+        level for level in levels_of(len(carriers.node_sizes), max(carriers.node_sizes)) if not table.covers([level])
+    ]
+    for level in missing:
+        table = table.with_level(level, measure_level(group, level))
+    if missing:
+        _own = table
+    return table
+
+
+def _seconds(candidate: Candidate, cost: Cost, size: int, nbytes: float) -> float:
+    return cost.seconds(candidate.rounds(size), candidate.traffic(size) * nbytes)

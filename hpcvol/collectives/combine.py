@@ -5,16 +5,20 @@ NaN where any rank has one, always the same NaN, and -0 is below +0: they do not
 are combined in float32 and rounded once at each combination. Integers wrap around.
 """
 
-from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 
 from hpcvol.comm.vectors import Op, Vector
 
-# Called with two operands and the vector that takes the result, which may be one of them.
-Combine: TypeAlias = Callable[[Vector, Vector, Vector], object]
+
+class Combine(Protocol):
+    """Writes what two vectors combine to to `out`, which may be one of them."""
+
+    def __call__(self, a: Vector, b: Vector, /, *, out: Vector) -> object:
+        """Combine."""
+
 
 _NUMPY: dict[Op, np.ufunc] = {
     "sum": np.add,
@@ -83,7 +87,7 @@ def _extreme(op: Op, dtype: "np.dtype[Any]") -> Combine:
     integer = np.dtype(f"i{dtype.itemsize}")
     infinity, largest = _masks(dtype)
 
-    def combine(a: Vector, b: Vector, out: Vector) -> None:
+    def combine(a: Vector, b: Vector, /, *, out: Vector) -> None:
         kernel(a.view(integer), b.view(integer), out.view(integer), infinity, largest)
 
     return combine
@@ -97,7 +101,7 @@ def _half(op: Op, dtype: "np.dtype[Any]") -> Combine:
     else:
         kernel = half.multiply_float16 if op == "product" else half.add_float16
 
-    def combine(a: Vector, b: Vector, out: Vector) -> None:
+    def combine(a: Vector, b: Vector, /, *, out: Vector) -> None:
         kernel(a.view(np.uint16), b.view(np.uint16), out.view(np.uint16))
 
     return combine

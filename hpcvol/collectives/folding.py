@@ -46,7 +46,7 @@ class Fold:
         elif self._has_neighbour:
             expected = ((self._rank - 1, piece) for piece in pieces(vector))
             for theirs, mine in beside(messages, expected):
-                combine(theirs, mine, mine)
+                combine(theirs, mine, out=mine)
 
     def fold_out(self, messages: Messages, vector: Vector) -> None:
         """Give the result to the neighbours who did not take part."""

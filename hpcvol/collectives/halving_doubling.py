@@ -66,7 +66,8 @@ def _halve(messages: Messages, fold: Fold, vector: Vector, combine: Combine) -> 
         leaving = [messages.send(piece, partner) for piece in pieces(vector[slice(*give)])]
         expected = ((partner, piece) for piece in pieces(vector[slice(*keep)]))
         for theirs, mine in beside(messages, expected):
-            combine(*((mine, theirs) if is_lower else (theirs, mine)), mine)
+            lower, higher = (mine, theirs) if is_lower else (theirs, mine)
+            combine(lower, higher, out=mine)
         start, stop = keep
         levels.append(_Level(partner, start, stop, give, leaving))
         distance //= 2

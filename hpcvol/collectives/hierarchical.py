@@ -1,7 +1,8 @@
 """Hierarchical all-reduce: within nodes, then between nodes, then within nodes again.
 
-Between nodes every carrier of a node brings its own slice of the vector, all at once, so that no single rank has to feed
-the network for its node. Where nodes have different numbers of ranks, each has as many carriers as the smallest has ranks.
+Between nodes every carrier of a node brings its own slice of the vector, all at once, so that no single rank has to
+feed the network for its node. Where nodes have different numbers of ranks, each has as many carriers as the smallest
+has ranks.
 
 References:
     Jocksch, Ohana, Lanti, Koutsaniti, Karakasis and Villard, An optimisation of allreduce communication in
@@ -72,10 +73,9 @@ def allreduce(group: Group, vector: Vector, op: Op, between: Between, within: No
     bounds = [*slices, *[(vector.size, vector.size)] * (node.size - carriers.number)]
     if node.size > 1:
         steps.reduce_scatter(node, vector, bounds, op)
+    mine = vector[slice(*bounds[node.rank])]
     if carriers.peers is not None:
-        mine = vector[slice(*bounds[node.rank])]
-        if carriers.peers.size > 1:
-            between(carriers.peers, mine, "sum" if op == "mean" else op)
-        finish(op, mine, group.size)
+        between(carriers.peers, mine, "sum" if op == "mean" else op)
+    finish(op, mine, group.size)
     if node.size > 1:
         steps.all_gather(node, vector, bounds)

@@ -1,5 +1,7 @@
 """From one rank to another."""
 
+from typing import Any
+
 import numpy as np
 
 from hpcvol.collectives.checks import check_rank, check_vector
@@ -29,7 +31,7 @@ def send(group: Group, vector: Vector, destination: int, tag: int = 0) -> None:
     check_vector(vector, written=False)
     _check_peer(group, destination, "send", tag)
     header = np.array([Call.of("send", vector.dtype, vector.size).fingerprint])
-    with Messages(group, group.tag_for(tag)) as messages:
+    with Messages(group, tag) as messages:
         messages.send(header, destination)
         for piece in pieces(vector, _PIECE_NBYTES):
             messages.send(piece, destination)
@@ -52,7 +54,7 @@ def receive(group: Group, vector: Vector, source: int, tag: int = 0) -> None:
     check_vector(vector, written=True)
     _check_peer(group, source, "receive", tag)
     header = np.zeros(1, np.int64)
-    with Messages(group, group.tag_for(tag)) as messages:
+    with Messages(group, tag) as messages:
         messages.wait(messages.receive(header, source))
         expected, found = Call.of("send", vector.dtype, vector.size), Call.from_fingerprint(int(header[0]))
         target = vector if found == expected else np.empty(found.numel, _dtype(found.dtype))
@@ -73,9 +75,7 @@ def _check_peer(group: Group, rank: int, what: str, tag: int) -> None:
         raise ValueError(f"tag {tag}: expected 0 to {MAX_TAG}")
 
 
-def _dtype(name: str) -> "np.dtype[np.generic]":
-    if name == "bfloat16":
-        import ml_dtypes
+def _dtype(name: str) -> "np.dtype[Any]":
+    import ml_dtypes
 
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(name)
+    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)

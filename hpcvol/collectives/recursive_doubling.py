@@ -39,7 +39,8 @@ def allreduce(group: Group, vector: Vector, op: Op) -> None:
                     leaving = messages.send(mine, partner)
                     messages.wait(coming)
                     messages.wait(leaving)
-                    combine(*((theirs, mine) if other < fold.place else (mine, theirs)), mine)
+                    lower, higher = (theirs, mine) if other < fold.place else (mine, theirs)
+                    combine(lower, higher, out=mine)
                 distance *= 2
             finish(op, vector, group.size)
         fold.fold_out(messages, vector)

@@ -6,7 +6,7 @@ import numpy as np
 
 from hpcvol.collectives.arriving import beside
 from hpcvol.collectives.calling import calling
-from hpcvol.collectives.checks import agreed_bounds, check_numel, check_op, check_pair, is_same
+from hpcvol.collectives.checks import agreed_bounds, check_numel, check_op, check_pair, is_slice
 from hpcvol.collectives.combine import combiner, finish
 from hpcvol.collectives.slices import Bounds, pieces
 from hpcvol.comm.group import Group
@@ -31,7 +31,7 @@ def reduce_scatter(
         counts: the length of each rank's slice; the same on all ranks. By default all are equally long.
 
     Raises:
-        TypeError, ValueError: as for `allreduce`; or lengths and counts do not fit, or `out` overlaps `vector` otherwise.
+        TypeError, ValueError: as for `allreduce`; or lengths and counts do not fit, or `out` overlaps `vector`.
         MismatchError: members gave different counts, or are in different calls.
         MemberError: another member died.
     """
@@ -40,8 +40,7 @@ def reduce_scatter(
     bounds = agreed_bounds(group, counts, vector.size, "the input")
     mine = vector[slice(*bounds[group.rank])]
     check_numel("the output", out.size, mine.size)
-    if not is_same(mine, out):
-        is_same(vector, out, "the output this rank's slice of the input")
+    if not is_slice(out, vector, bounds[group.rank][0], "the output this rank's slice of the input"):
         np.copyto(out, mine)
     with calling(group, "reduce_scatter", vector, op=op):
         reduce_slices(group, vector, out, bounds, op)
@@ -51,8 +50,8 @@ def reduce_scatter(
 def reduce_slices(group: Group, vector: Vector, out: Vector, bounds: Bounds, op: Op) -> None:
     """Combine slice `bounds[rank]` of all other ranks' vectors into `out`, which holds this rank's own. Collective.
 
-    Always in the same order: this rank's own values, then those of the rank before it, and so on round the group. A mean
-    is a sum until `finish`.
+    Always in the same order: this rank's own values, then those of the rank before it, and so on round the group. A
+    mean is a sum until `finish`.
     """
     combine = combiner(op, vector.dtype)
     with Messages(group) as messages:
@@ -66,4 +65,4 @@ def reduce_slices(group: Group, vector: Vector, out: Vector, bounds: Bounds, op:
                     yield (group.rank - distance) % group.size, piece
 
         for theirs, mine in beside(messages, expected()):
-            combine(mine, theirs, mine)
+            combine(mine, theirs, out=mine)

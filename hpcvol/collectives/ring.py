@@ -48,7 +48,7 @@ def allreduce(group: Group, vector: Vector, op: Op) -> None:
         collecting, complete = passing(group.rank - 1), (group.rank + 1) % group.size
         coming = beside(messages, ((left, piece) for _, piece in collecting))
         for (theirs, mine), (chunk, _) in zip(coming, collecting, strict=True):
-            combine(theirs, mine, mine)
+            combine(theirs, mine, out=mine)
             if chunk == complete:
                 finish(op, mine, group.size)
             pass_on(chunk, mine)

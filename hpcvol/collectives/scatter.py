@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hpcvol.collectives.calling import calling
-from hpcvol.collectives.checks import agreed_counts, check_numel, check_pair, check_root, check_vector, is_same
+from hpcvol.collectives.checks import agreed_counts, check_numel, check_pair, check_root, check_vector, is_slice
 from hpcvol.collectives.exchange import exchange
 from hpcvol.collectives.slices import bounds_of
 from hpcvol.comm.group import Group
@@ -41,12 +41,13 @@ def scatter(
         check_pair(vector, out)
         check_numel("the input", vector.size, sum(numels))
         mine = vector[slice(*bounds[root])]
-        if not is_same(mine, out):
-            is_same(vector, out, "the output this rank's slice of the input")
+        if not is_slice(out, vector, bounds[root][0], "the output this rank's slice of the input"):
             np.copyto(out, mine)
     with calling(group, "scatter", out, numel=0 if counts is not None else out.size):
         exchange(
             group,
-            lambda destination: vector[slice(*bounds[destination])] if vector is not None and group.rank == root else None,
+            lambda destination: (
+                vector[slice(*bounds[destination])] if vector is not None and group.rank == root else None
+            ),
             lambda source: out if source == root else None,
         )

@@ -1,6 +1,7 @@
 """How a vector is cut: into one slice a rank, and those into pieces that move one after the other."""
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import TypeAlias
 
 from hpcvol.comm.vectors import Vector
@@ -16,7 +17,7 @@ PIECE_NBYTES = 1 << 18
 def even_bounds(numel: int, parts: int) -> Bounds:
     """Return `parts` slices of `numel` elements whose lengths differ by one at most."""
     cuts = [part * numel // parts for part in range(parts + 1)]
-    return list(zip(cuts, cuts[1:], strict=False))
+    return list(pairwise(cuts))
 
 
 def bounds_of(counts: Sequence[int]) -> Bounds:

@@ -197,6 +197,11 @@ class Calls:
         mine = self._mine
         _LINE.pack_into(mine, LEFT_FINGERPRINT * 8, mine[FINGERPRINT], time.monotonic_ns(), mine[ENTERED])
 
+    @property
+    def identity(self) -> tuple[int, int]:
+        """Number and fingerprint of the call that this rank entered last."""
+        return self._mine[ENTERED], self._mine[FINGERPRINT]
+
     def progress(self, place: int) -> Progress:
         """Return what the board at `place` (a node rank where boards are shared) says now. Local."""
         board = self.boards[place]

@@ -3,11 +3,11 @@
 from typing import TYPE_CHECKING
 
 from hpcvol import environment
+from hpcvol.comm import failures
+from hpcvol.comm.calls import Call
 from hpcvol.errors import CommError, HpcvolError, MemberError
 
 if TYPE_CHECKING:
-    from mpi4py import MPI
-
     from hpcvol.comm.group import Group
 
 # Open MPI tells its ranks by this variable that mpiexec was given `--with-ft ulfm`.
@@ -35,8 +35,11 @@ def explain(group: "Group", error: BaseException) -> HpcvolError | None:
         return CommError(f"{group.name_of_me}: MPI failed: {error.Get_error_string()}")
     revoke(group)
     dead = _failed(group)
-    who = ", ".join(group.name_of(rank) for rank in dead) if dead else "another member"
-    return MemberError(f"{who} died while {group.name_of_me} was in communication with it: see what it said last")
+    living = [rank for rank in range(group.size) if rank not in dead]
+    who = failures.enumerate_names([group.name_of(rank) for rank in dead]) if dead else "another member"
+    number, fingerprint, *_ = group.call_identity[-2:]
+    waiting = failures.waiting_in([group.name_of_me], Call.from_fingerprint(fingerprint), number, group.calls.here())
+    return failures.died(who, None, waiting, speaker=group.members[living[0]] if dead else group.members[group.rank])
 
 
 def revoke(group: "Group") -> None:

@@ -1,10 +1,8 @@
 """An ordered set of live ranks over one MPI communicator."""
 
-import os
 import pickle
 import secrets
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -13,18 +11,13 @@ import numpy as np
 
 from hpcvol.comm import failures
 from hpcvol.comm.calls import Call, Calls
+from hpcvol.comm.carriers import Carriers, find_carriers
+from hpcvol.comm.waiting import Spinning, Waiting
 from hpcvol.errors import CommError, HpcvolError
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-
-# How often a wait asks whether it makes sense to go on.
-_POLL_SECONDS = 0.05
-# A rank that waits looks without a pause at first, and then gives its core to those that compute.
-_EAGER_LOOKS = 20
-_EAGER_SECONDS = 0.005
-_PAUSE_SECONDS = 0.0002
 
 # MPI before version 4 counts in an int.
 _PIECE_NBYTES = 2**30
@@ -50,15 +43,19 @@ class Group:
         calls: the collective calls made so far, where the other ranks of the node can see them.
     """
 
-    def __init__(self, communicator: "MPI.Comm", member: int) -> None:
+    def __init__(self, communicator: "MPI.Comm", member: int, whole: "Group | None" = None) -> None:
         """Take over `communicator`. Collective over it.
 
         Args:
             communicator: owned by the group from here on; never COMM_WORLD itself, so that nobody else's messages mix
                 with ours.
             member: the id of this process.
+            whole: the group that this one is a part of, which closes it.
         """
         self._communicator: MPI.Comm | None = communicator
+        self._whole = whole
+        self._waiting: Waiting | None = None
+        self._carriers: Carriers | None = None
         self.rank: int = communicator.Get_rank()
         self.size: int = communicator.Get_size()
         facts = communicator.allgather((member, socket.gethostname(), secrets.token_hex(4)))
@@ -75,6 +72,52 @@ class Group:
         if self._communicator is None:
             raise RuntimeError("this group is closed")
         return self._communicator
+
+    @property
+    def waiting(self) -> Waiting:
+        """How messages are waited for; parts wait as their whole does. Set it where a thread communicates."""
+        if self._waiting is not None:
+            return self._waiting
+        return Spinning() if self._whole is None else self._whole.waiting
+
+    @waiting.setter
+    def waiting(self, waiting: Waiting) -> None:
+        self._waiting = waiting
+
+    @property
+    def carriers(self) -> Carriers:
+        """Who carries data between nodes. Collective when first asked for."""
+        if self._carriers is None:
+            self._carriers = find_carriers(self)
+        return self._carriers
+
+    def poll(self) -> None:
+        """Return if waiting on makes sense, as `calls.poll` of this group and of those that it is a part of. Local.
+
+        Raises:
+            MismatchError, MemberError, HpcvolError: as `Calls.poll`.
+        """
+        self.calls.poll()
+        if self._whole is not None:
+            self._whole.poll()
+
+    @property
+    def call_identity(self) -> tuple[int, ...]:
+        """Number and fingerprint of the call that this group is in, and those it is a part of. Local."""
+        return self.calls.identity if self._whole is None else (*self.calls.identity, *self._whole.call_identity)
+
+    def communicators(self) -> "list[MPI.Comm]":
+        """Return those of this group, of its parts and of what it is a part of, for `hpcvol.comm` alone. Local."""
+        whole = self
+        while whole._whole is not None:
+            whole = whole._whole
+        return [group.communicator for group in whole._family()]
+
+    def _family(self) -> "list[Group]":
+        parts = [] if self.node is self else [self.node]
+        if self._carriers is not None and self._carriers.peers is not None:
+            parts.append(self._carriers.peers)
+        return [self, *(group for part in parts for group in part._family())]
 
     @property
     def name_of_me(self) -> str:
@@ -94,6 +137,10 @@ class Group:
         """
         with self._calling("split"):
             return Group(self.communicator.Split(color, key), self.members[self.rank])
+
+    def part(self, color: int) -> "Group":
+        """Return the ranks that gave the same `color` as a part of this group: used in its calls only. Collective."""
+        return Group(self.communicator.Split(color), self.members[self.rank], self)
 
     def barrier(self) -> None:
         """Wait until all ranks are here."""
@@ -179,6 +226,10 @@ class Group:
         """Give the communicator back. Collective. Twice is once; using the group afterwards is an error."""
         if self._communicator is None:
             return
+        for part in self._family()[1:]:
+            part.calls.abandoned |= self.calls.abandoned
+        if self._carriers is not None and self._carriers.peers is not None:
+            self._carriers.peers.close()
         if self.node is not self:
             self.node.close()
         if not self.calls.abandoned:
@@ -193,24 +244,13 @@ class Group:
         if node.Get_size() == self.size:
             node.Free()
             return self
-        return Group(node, self.members[self.rank])
+        return Group(node, self.members[self.rank], self)
 
     def _wait(self, request: "MPI.Request", *memory: Any) -> None:
-        """Wait until `request` is done, which uses `memory`, without taking the core from ranks that compute."""
+        """Wait until `request` is done, which uses `memory`."""
         try:
-            for _ in range(_EAGER_LOOKS):
-                if request.Test():
-                    return
-            began = polled = time.monotonic()
-            while not request.Test():
-                now = time.monotonic()
-                if now - began < _EAGER_SECONDS:
-                    os.sched_yield()
-                    continue
-                time.sleep(_PAUSE_SECONDS)
-                if now - polled > _POLL_SECONDS:
-                    self.calls.poll()
-                    polled = now
+            if not request.Test():
+                self.waiting.until(request.Test, self.poll)
         except BaseException:
             self.calls.abandoned = True
             _given_up.append((request, memory, self._communicator))

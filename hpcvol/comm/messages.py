@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 # Longer vectors go in pieces: MPI before version 4 counts bytes in an int, as Open MPI 5 does.
 MAX_MESSAGE_NBYTES = 2**30
 
+# Of messages that belong to no call: 0 to MAX_TAG. MPI allows 32767 at least; one half is for calls.
+MAX_TAG = 2**14 - 1
+
+_SPREAD = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: neighbouring numbers get tags far apart
+
 # Requests that were given up: each holds its memory, into which MPI may still write.
 _given_up: "list[MPI.Request]" = []
 
@@ -45,7 +50,7 @@ class Messages:
 
     Args:
         group: whose ranks exchange messages.
-        tag: of the messages; by default that of the call which the group is in.
+        tag: 0 to `MAX_TAG`, for messages of no call; None for those of the call that the group is in.
 
     Raises:
         MemberError: another member died.
@@ -58,7 +63,8 @@ class Messages:
 
         self._group = group
         self._communicator = group.communicator
-        self._tag = group.tag if tag is None else tag
+        half = ((MPI.COMM_WORLD.Get_attr(MPI.TAG_UB) or 0) + 1) // 2
+        self._tag = _digest(group.call_identity) % half if tag is None else half + tag
         self._byte = MPI.BYTE
         self._status = MPI.Status()
         self._open: list[Message] = []
@@ -122,3 +128,11 @@ class Messages:
                 if message.expected_nbytes is not None:
                     with suppress(Exception):  # of a communicator on which nothing works any more
                         message.request.Cancel()
+
+
+def _digest(numbers: tuple[int, ...]) -> int:
+    digest = 0
+    for number in numbers:
+        digest = ((digest ^ number) * _SPREAD) & (2**64 - 1)
+        digest ^= digest >> 29
+    return digest

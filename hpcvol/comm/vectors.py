@@ -53,6 +53,16 @@ def reduce_everywhere(group: Group, vector: Vector, op: Op) -> None:
     _explained(group, reduce)
 
 
+def copy_from_root(group: Group, vector: Vector, root: int) -> None:
+    """Replace `vector` by that of rank `root` on all ranks, by MPI_Bcast. Collective, in place."""
+
+    def copy() -> None:
+        for piece in _pieces(vector, MAX_PIECE_NUMEL):
+            group.communicator.Bcast(piece, root)
+
+    _explained(group, copy)
+
+
 def _explained(group: Group, function: Callable[[], None]) -> None:
     try:
         function()

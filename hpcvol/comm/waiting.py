@@ -9,8 +9,10 @@ from typing import Protocol
 # How often a wait asks whether it still makes sense.
 POLL_SECONDS = 0.05
 
-_EAGER_TESTS = 20
-_YIELDS_PER_LOOK = 32
+# A rank that waits looks without a pause at first, and gives its core to those that compute after some milliseconds.
+_EAGER_LOOKS = 20
+_EAGER_SECONDS = 0.005
+_PAUSE_SECONDS = 0.0002
 
 
 class Waiting(Protocol):
@@ -22,22 +24,23 @@ class Waiting(Protocol):
 
 @dataclass(frozen=True)
 class Spinning:
-    """For the thread that has nothing else to do: asks without a pause, and gives way to other processes that can run."""
+    """For a thread that has nothing else to do: looks again and again, and gives way to whoever can run."""
 
     def until(self, done: Callable[[], bool], poll: Callable[[], None]) -> None:
         """Wait as `Waiting` says."""
-        for _ in range(_EAGER_TESTS):
+        for _ in range(_EAGER_LOOKS):
             if done():
                 return
-        due = time.monotonic() + POLL_SECONDS
-        while True:
-            for _ in range(_YIELDS_PER_LOOK):
-                if done():
-                    return
+        began = polled = time.monotonic()
+        while not done():
+            now = time.monotonic()
+            if now - began < _EAGER_SECONDS:
                 os.sched_yield()
-            if time.monotonic() > due:
+                continue
+            time.sleep(_PAUSE_SECONDS)
+            if now - polled > POLL_SECONDS:
                 poll()
-                due = time.monotonic() + POLL_SECONDS
+                polled = now
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcvol.collectives import Algorithm, Vector, allreduce
+from hpcvol.collectives import Algorithm, Vector, allreduce, check_algorithm
 from hpcvol.comm import Group
 from hpcvol.kernels import fixed_point
 from hpcvol.strategies.reducer import Buckets, ExactReducer, FloatReducer, Terms
@@ -20,13 +20,19 @@ class AllReduce:
 
     Args:
         group: the live ranks.
-        algorithm: "auto", "ring" or "library" (`comm.algorithm`).
+        algorithm: as for `hpcvol.collectives.allreduce` (`comm.algorithm`).
         bucket_nbytes: how many bytes of gradients are combined at once (`comm.bucket_nbytes`).
+
+    Raises:
+        ConfigError: an algorithm that cannot work over the group.
     """
 
     group: Group
     algorithm: Algorithm = "auto"
     bucket_nbytes: int = BUCKET_NBYTES
+
+    def __post_init__(self) -> None:
+        check_algorithm(self.group, self.algorithm)
 
     def sum(self, vector: NDArray[Any]) -> None:
         """Replace `vector` by the sum over ranks. Collective, in place."""

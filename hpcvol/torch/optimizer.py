@@ -24,7 +24,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
     Args:
         optimizer: all parameters on one device; every rank gets rank 0's at construction. Collective.
         sum: "float". The exact sum needs to know the units of a step, which only `hpcvol.start` does.
-        algorithm: all-reduce algorithm: "auto", "ring" or "library".
+        algorithm: as for `hpcvol.collectives.allreduce`.
 
     Raises:
         ConfigError: `sum="exact"`, or no parameter requires a gradient.

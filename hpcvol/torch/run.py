@@ -41,7 +41,7 @@ class Settings:
         sum: "exact": the same bits whichever members computed the units; "float": faster, other bits at other counts.
         seed: decides sample order and random numbers.
         clip_norm: largest 2-norm of a step's gradient; None does not clip.
-        algorithm: all-reduce algorithm: "auto", "ring", "library".
+        algorithm: as for `hpcvol.collectives.allreduce`.
     """
 
     batch_size: int

@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from hpcvol.collectives import Algorithm
 from hpcvol.elastic.units import default_unit_size
 from hpcvol.errors import ConfigError
 from hpcvol.train import config_errors, toml
@@ -252,9 +253,10 @@ class CheckpointConfig(_Section):
 class CommConfig(_Section):
     """How ranks combine vectors."""
 
-    algorithm: Literal["auto", "ring", "library"] = Field(
+    algorithm: Algorithm = Field(
         default="auto",
-        description="All-reduce: `ring` is hpcvol's own, `library` the MPI library's; `auto` is the library's today.",
+        description="All-reduce algorithm. `auto` picks for each length what is cheapest by short measurements, which "
+        "a run keeps in `collectives.json`; `library` is the MPI library's own.",
     )
 
 
