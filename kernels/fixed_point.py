@@ -21,52 +21,85 @@ _SIGN_MASK_32 = np.int32(0x7FFFFFFF)
 _SIGN_MASK_64 = np.int64(0x7FFFFFFFFFFFFFFF)
 _LANES = 8
 
+# Elements that are rounded under one exponent.
+BLOCK_NUMEL = 256
 
-@njit(nogil=True, cache=True)
-def _accumulate_float32(values, bits, scale, total):  # type: ignore[no-untyped-def]
-    out = total[: values.size]
-    largest = np.int32(0)
-    for i in range(values.size):
-        x = np.float64(values[i]) * scale
-        high = x + _ROUND_HIGH
-        low = (x - (high - _ROUND_HIGH)) + _ROUND
-        high_part = np.float64(high).view(np.int64) - _ROUND_HIGH_BITS
-        out[i] += (high_part << np.int64(32)) + (np.float64(low).view(np.int64) - _ROUND_BITS)
-        largest = max(largest, bits[i] & _SIGN_MASK_32)
-    return largest
+# Magnitudes that are no exponents, ordered as they win.
+ZERO = np.int32(-(2**20))
+INFINITE = np.int32(2**20)
+NOT_A_NUMBER = np.int32(2**20 + 1)
 
 
 @njit(nogil=True, cache=True)
-def _accumulate_float64(values, bits, scale, total):  # type: ignore[no-untyped-def]
-    out = total[: values.size]
-    largest = np.int64(0)
-    for i in range(values.size):
-        x = values[i] * scale
-        high = x + _ROUND_HIGH
-        low = (x - (high - _ROUND_HIGH)) + _ROUND
-        high_part = np.float64(high).view(np.int64) - _ROUND_HIGH_BITS
-        out[i] += (high_part << np.int64(32)) + (np.float64(low).view(np.int64) - _ROUND_BITS)
-        largest = max(largest, bits[i] & _SIGN_MASK_64)
-    return largest
+def _magnitude(value):  # type: ignore[no-untyped-def]
+    bits = np.float64(value).view(np.int64) & _SIGN_MASK_64
+    exponent = bits >> np.int64(52)
+    if exponent == 2047:
+        return INFINITE if bits << np.int64(12) == 0 else NOT_A_NUMBER
+    return ZERO if bits == 0 else np.int32(exponent - 1022)
 
 
-def accumulate(values: NDArray[np.floating], scale: float, total: NDArray[np.int64]) -> float:
-    """Add `rint(values * scale)` to `total` in place and return max |values|.
+@njit(nogil=True, cache=True)
+def _accumulate_float32(values, bits, scales, weight, total, magnitudes):  # type: ignore[no-untyped-def]
+    # Unsigned, because an index that may be negative keeps the loop from being vectorised.
+    numel, block_numel = np.uint64(values.size), np.uint64(BLOCK_NUMEL)
+    for block in range(scales.size):
+        start = np.uint64(block) * block_numel
+        scale = scales[block] * weight
+        largest = np.int32(0)
+        for i in range(start, min(start + block_numel, numel)):
+            scaled = np.float64(values[i]) * scale
+            high = scaled + _ROUND_HIGH
+            low = (scaled - (high - _ROUND_HIGH)) + _ROUND
+            high_part = np.float64(high).view(np.int64) - _ROUND_HIGH_BITS
+            total[i] += (high_part << np.int64(32)) + (np.float64(low).view(np.int64) - _ROUND_BITS)
+            largest = max(largest, bits[i] & _SIGN_MASK_32)
+        magnitudes[block] = max(magnitudes[block], _magnitude(np.float64(np.int32(largest).view(np.float32)) * weight))
 
-    Rounding is to the nearest integer, ties to even. The sums are right while |values * scale| < 2**62 and `total` does
-    not overflow; whoever calls tests the returned maximum against its own limit and throws `total` away where it fails.
+
+@njit(nogil=True, cache=True)
+def _accumulate_float64(values, bits, scales, weight, total, magnitudes):  # type: ignore[no-untyped-def]
+    # Unsigned, because an index that may be negative keeps the loop from being vectorised.
+    numel, block_numel = np.uint64(values.size), np.uint64(BLOCK_NUMEL)
+    for block in range(scales.size):
+        start = np.uint64(block) * block_numel
+        scale = scales[block] * weight
+        largest = np.int64(0)
+        for i in range(start, min(start + block_numel, numel)):
+            scaled = values[i] * scale
+            high = scaled + _ROUND_HIGH
+            low = (scaled - (high - _ROUND_HIGH)) + _ROUND
+            high_part = np.float64(high).view(np.int64) - _ROUND_HIGH_BITS
+            total[i] += (high_part << np.int64(32)) + (np.float64(low).view(np.int64) - _ROUND_BITS)
+            largest = max(largest, bits[i] & _SIGN_MASK_64)
+        magnitudes[block] = max(magnitudes[block], _magnitude(np.int64(largest).view(np.float64) * weight))
+
+
+def accumulate(
+    values: NDArray[np.floating],
+    scales: NDArray[np.float64],
+    weight: float,
+    total: NDArray[np.int64],
+    magnitudes: NDArray[np.int32],
+) -> None:
+    """Add `rint(values * weight * scale)` to `total`, each block of values under a scale of its own, and note magnitudes.
+
+    Rounding is to the nearest integer, ties to even. The sums are right while |values * weight * scale| < 2**62 and
+    `total` does not overflow; whoever calls tests the magnitudes against its own limit and throws `total` away where
+    they fail.
 
     Args:
         values: float32[n] or float64[n], contiguous; left alone.
-        scale: a power of two times an integer weight below 2**29, so that float32 products are exact.
+        scales: float64[ceil(n / BLOCK_NUMEL)], powers of two.
+        weight: an integer from 1 to 2**29 - 1, so that float32 products are exact.
         total: int64[n], changed in place.
-
-    Returns:
-        The largest magnitude: inf or nan where a value is not finite (nan wins).
+        magnitudes: int32, as long as `scales`; raised to the smallest m with |weight * value| < 2**m for all values of
+            the block: `ZERO` where all are 0, `INFINITE` or `NOT_A_NUMBER` where one is (the latter wins).
     """
     if values.dtype == np.float32:
-        return float(np.int32(_accumulate_float32(values, values.view(np.int32), scale, total)).view(np.float32))
-    return float(np.int64(_accumulate_float64(values, values.view(np.int64), scale, total)).view(np.float64))
+        _accumulate_float32(values, values.view(np.int32), scales, weight, total, magnitudes)
+    else:
+        _accumulate_float64(values, values.view(np.int64), scales, weight, total, magnitudes)
 
 
 @njit(nogil=True, cache=True)
@@ -83,6 +116,23 @@ def mean(total, scale, weight, out):  # type: ignore[no-untyped-def]
     inverse = 1.0 / scale
     for i in range(total.size):
         result[i] = (np.float64(total[i]) * inverse) / weight
+
+
+@njit(nogil=True, cache=True)
+def means(total, starts, numels, scales, weight, out):  # type: ignore[no-untyped-def]
+    """Write the `mean` of many blocks, each under a scale of its own, to `out`; between them it is left alone.
+
+    Args:
+        total: int64[n], left alone.
+        starts: int64[blocks], the first element of each.
+        numels: int64[blocks], elements of each.
+        scales: float64[blocks], the powers of two under which each was accumulated.
+        weight: as for `mean`.
+        out: float32[n] or float64[n], changed in place.
+    """
+    for block in range(starts.size):
+        part = slice(starts[block], starts[block] + numels[block])
+        mean(total[part], scales[block], weight, out[part])
 
 
 @njit(nogil=True, cache=True)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from hpcvol.collectives import Algorithm, Vector, allreduce, check_algorithm
 from hpcvol.comm import Group
 from hpcvol.kernels import fixed_point
-from hpcvol.strategies.reducer import Buckets, ExactReducer, FloatReducer, Terms
+from hpcvol.strategies.reducer import Blocks, Buckets, ExactReducer, FloatReducer
 
 BUCKET_NBYTES = 4 * 2**20
 
@@ -79,10 +79,8 @@ class _Exact:
     def drop(self) -> None:
         """Nothing was combined."""
 
-    def finish(self, terms: Terms, weight: int) -> None:
+    def finish(self, blocks: Blocks, weight: int) -> None:
         total = self.totals.copy()
         for start, stop in self._buckets:
             self._strategy.sum(total[start:stop])
-        for start, numel, scale in zip(terms.starts, terms.numels, terms.scales, strict=True):
-            part = slice(start, start + numel)
-            fixed_point.mean(total[part], scale, float(weight), self.means[part])
+        fixed_point.means(total, blocks.starts, blocks.numels, blocks.scales, float(weight), self.means)

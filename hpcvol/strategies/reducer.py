@@ -11,13 +11,13 @@ from hpcvol.collectives import Vector
 
 
 @dataclass(frozen=True)
-class Terms:
-    """The tensors in a flat vector of integers.
+class Blocks:
+    """The blocks of a flat vector of integers, each rounded under an exponent of its own.
 
     Attributes:
-        starts: int64[terms], first element of each.
-        numels: int64[terms], elements of each.
-        scales: float64[terms], the power of two under which each was rounded.
+        starts: int64[blocks], first element of each.
+        numels: int64[blocks], elements of each.
+        scales: float64[blocks], the power of two under which each was rounded.
     """
 
     starts: NDArray[np.int64]
@@ -56,8 +56,8 @@ class ExactReducer(Protocol):
     def push(self, bucket: int) -> None:
         """Say that a bucket's totals are final here; buckets are pushed in order, each once a step. Local."""
 
-    def finish(self, terms: Terms, weight: int) -> None:
-        """Write Σ totals / scale / weight of every term to `means`. Collective; every bucket was pushed."""
+    def finish(self, blocks: Blocks, weight: int) -> None:
+        """Write Σ totals / scale / weight of every block to `means`. Collective; every bucket was pushed."""
 
     def drop(self) -> None:
         """Forget what was pushed: the step is computed again. Collective; every bucket was pushed."""

@@ -1,24 +1,32 @@
 """The exact sum of a step: weighted tensors of all units, added in fixed point, read back as a weighted mean.
 
-For tensor t with exponent e, unit u adds q = rint(weight_u · x_u · 2^e), and the mean is Σ q / 2^e / Σ weight.
+Each block of BLOCK_NUMEL neighbouring elements of a tensor has an exponent e. Unit u adds q = rint(weight_u · x_u · 2^e),
+and the mean is Σ q / 2^e / Σ weight.
 
-Exponents. After a step is committed a tensor's exponent is set so that the step's largest |weight · x| would land
-between 2^(LIMIT - HEADROOM_BITS - 1) and 2^(LIMIT - HEADROOM_BITS), where 2^LIMIT = 2^62 / units a step. It is one
-number a tensor, a function of the data alone, so neither buckets nor ranks nor order can change a bit. A tensor without
-history has DEFAULT_EXPONENT.
+Exponents. After a step is committed a block's exponent is set so that the step's largest |weight · x| in it would land
+between 2^(TARGET - 1) and 2^TARGET. It is a function of the data alone, a block begins where its tensor begins, and so
+neither buckets nor ranks nor order can change a bit. A block that was all zeros keeps its exponent; one that never was
+anything else has the smallest of its tensor's, and a tensor without history has DEFAULT_EXPONENT.
 
-Another pass. A unit whose largest |weight · x| · 2^e reaches 2^62 / units, or a tensor whose largest is below
-2^LEAST_BITS in all units and would be coarse, makes the step be computed again at the exponent that the step's maximum
-asks for. Units are pure, so the second maximum is the first.
+How fine. TARGET is 29 - log2(units a step) / 2 for tensors whose means are float32: the sum of a step's units then fits
+into 32 bits, with two bits to spare where units' signs are random, so that hosts can send each other as many bytes as
+they would of float32. That is a matter of speed alone: sums are kept, and travel where they have to, in 64 bits. For float64
+means TARGET is 52 - log2(units a step).
 
-Error. Each unit is rounded once: |mean - exact mean| ≤ units · 2^(-e-1) / Σ weight, then one rounding to the tensor's
-dtype. With e from history that is at most units · M · 2^(HEADROOM_BITS - LIMIT) / Σ weight, M being the last step's
-largest |weight · x|: for 8 units 2^-46 of the largest term, where adding in float32 loses up to 2^-24 of each term. In
-any case it is below units · 2^-LEAST_BITS / Σ weight of the step's own largest term. For float64 tensors the product
-with a weight, the sum read as a double and the division are rounded too: up to 2^-51 of Σ weight · |x| / Σ weight more.
+Another pass. A unit whose largest |weight · x| · 2^e reaches 2^62 / units, or a tensor whose largest is below 2^LEAST_BITS
+in all units (below 2^FIRST_BITS without history) and would be coarse, makes the step be computed again at the exponents that
+the step's maxima ask for. Units are pure, so the second maxima are the first.
+
+Error. Each unit is rounded once: |mean - exact mean| ≤ units · 2^(-e-1) / Σ weight, then one rounding to the mean's
+dtype. With e from history that is at most units · M · 2^-TARGET / Σ weight, M being the last step's largest
+|weight · x| of the block: for 8 units 2^-27 of the largest unit's mean, where adding in float32 loses up to 2^-24 of each term. For float64
+means the product with a weight, the sum read as a double and the division are rounded too: up to 2^-51 of
+Σ weight · |x| / Σ weight more.
 """
 
+import base64
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,16 +37,26 @@ from numpy.typing import NDArray
 
 from hpcvol.errors import CheckpointError, ModelError
 from hpcvol.kernels import fixed_point
+from hpcvol.kernels.fixed_point import BLOCK_NUMEL, INFINITE, NOT_A_NUMBER, ZERO
 from hpcvol.strategies.allreduce import AllReduce
-from hpcvol.strategies.reducer import Terms
+from hpcvol.strategies.reducer import Blocks
 from hpcvol.torch.layout import Layout
 
 DEFAULT_EXPONENT = 40
-HEADROOM_BITS = 10
-LEAST_BITS = 32
 _LARGEST_EXPONENT = 900
-_NUMPY: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
-_ABSENT = -1.0  # below any magnitude: no unit had this tensor
+_NUMPY: dict[torch.dtype, np.dtype[Any]] = {
+    torch.float32: np.dtype(np.float32),
+    torch.float64: np.dtype(np.float64),
+}
+_LEAST_BITS = {torch.float32: 16, torch.float64: 32}
+_FIRST_BITS = {torch.float32: 24, torch.float64: 32}
+_NONE = -(2**15)  # a block without history; exponents are kept in 16 bits
+
+
+def target_bits(units_per_step: int, dtype: torch.dtype) -> int:
+    """Return TARGET for means of `dtype`: as many bits are kept of a block's largest element."""
+    bits = math.log2(units_per_step)
+    return 29 - math.ceil(bits / 2) if dtype == torch.float32 else 52 - math.ceil(bits)
 
 
 @dataclass(frozen=True)
@@ -76,22 +94,29 @@ class ExactSum:
     ) -> None:
         self._terms = list(terms)
         self._strategy = strategy
-        self._limit = 62 - max(0, math.ceil(math.log2(units_per_step)))
+        self._limit = 62 - math.ceil(math.log2(units_per_step))
+        self._target = target_bits(units_per_step, dtype)
+        self._least, self._first = _LEAST_BITS[dtype], _FIRST_BITS[dtype]
         self.layout = Layout.of([term.numel for term in self._terms], strategy.bucket_nbytes // dtype.itemsize)
         self._reducer = strategy.exact(self.layout.numel, _NUMPY[dtype], self.layout.buckets)
-        on_cpu = device.type == "cpu"
         totals, means = torch.from_numpy(self._reducer.totals), torch.from_numpy(self._reducer.means)
-        self._total = totals if on_cpu else torch.zeros_like(totals, device=device)
-        self._means = means if on_cpu else torch.zeros_like(means, device=device)
+        self._on_cpu = device.type == "cpu"
+        self._total = totals if self._on_cpu else torch.zeros_like(totals, device=device)
+        self._means = means if self._on_cpu else torch.zeros_like(means, device=device)
         self._slices = [self._part(self._total, index) for index in range(len(self._terms))]
-        self._arrays: list[NDArray[np.int64]] = [part.numpy() for part in self._slices] if on_cpu else []
-        self._largest = np.full(len(self._terms), _ABSENT)
-        self._exponents = np.full(len(self._terms), DEFAULT_EXPONENT, np.int64)
+        self._cut = _Cut.of(self.layout)
+        # First which terms were added to at all (0 or 1), then the blocks' magnitudes; combined by one maximum.
+        self._found = np.zeros(len(self._terms) + self._cut.number, np.int32)
+        self._used, self._magnitudes = np.split(self._found, [len(self._terms)])
+        self._history = np.full(self._cut.number, _NONE, np.int32)
+        self._use_exponents(self._cut.with_defaults(self._history))
+        self.reset()
 
     def reset(self) -> None:
         """Forget every unit of this step."""
         self._total.zero_()
-        self._largest.fill(_ABSENT)
+        self._used.fill(0)
+        self._magnitudes.fill(ZERO)
 
     def add(self, index: int, values: torch.Tensor, weight: int) -> None:
         """Add `weight · values` of one unit to term `index`. Local.
@@ -101,14 +126,14 @@ class ExactSum:
             values: floating point, any shape of `numel` elements, on the device of the sum; left alone.
             weight: positive.
         """
-        scale = math.ldexp(float(weight), int(self._exponents[index]))
         flat = _flat(values.detach())
-        if self._arrays:
-            largest = weight * fixed_point.accumulate(flat.numpy(), scale, self._arrays[index])
+        blocks = self._cut.blocks_of(index)
+        if self._on_cpu:
+            total = self._slices[index].numpy()
+            fixed_point.accumulate(flat.numpy(), self._scales[blocks], weight, total, self._magnitudes[blocks])
         else:
-            largest = weight * accumulate_in_torch(flat, scale, self._slices[index])
-        # np.maximum keeps NaN where max() would drop it; it has to reach every member.
-        self._largest[index] = np.maximum(self._largest[index], largest)
+            accumulate_in_torch(flat, self._scales[blocks], weight, self._slices[index], self._magnitudes[blocks])
+        self._used[index] = 1
 
     def push(self, bucket: int) -> None:
         """Say that this worker adds no more to a bucket of `layout`. Local."""
@@ -123,37 +148,35 @@ class ExactSum:
         """Find over all ranks whether the step's sums can be used. Collective.
 
         Returns:
-            False when a term overflowed or was coarse: exponents are set to what its maximum asks for, and all units
-            of the step must be added again after `drop`.
+            False when a term overflowed or was coarse: exponents are set to what its maxima ask for, and all units of
+            the step must be added again after `drop`.
 
         Raises:
             ModelError: a term is not finite; raised on every member, with the first such name.
         """
-        # The bit patterns of non-negative doubles are ordered as integers are, with infinity and NaN above the rest.
-        bits = np.where(self._largest == _ABSENT, -1, np.abs(self._largest).view(np.int64))
-        self._strategy.max(bits)
-        self._largest = np.where(bits < 0, _ABSENT, np.maximum(bits, 0).view(np.float64))
-        bad = np.flatnonzero(~np.isfinite(self._largest))
+        self._strategy.max(self._found)
+        bad = np.flatnonzero(self._magnitudes >= INFINITE)
         if bad.size:
-            raise NonFiniteSumError(self._terms[int(bad[0])].name, float(self._largest[bad[0]]))
-        pairs = zip(self._largest, self._exponents, strict=True)
-        wanted = [int(e) if self._fits(float(x), int(e)) else self._exponent_for(float(x)) for x, e in pairs]
+            value = math.nan if self._magnitudes[bad[0]] == NOT_A_NUMBER else math.inf
+            raise NonFiniteSumError(self._terms[int(self._cut.term_of[bad[0]])].name, value)
+        wanted = self._wanted()
         if np.array_equal(wanted, self._exponents):
             return True
-        self._exponents[:] = wanted
+        self._use_exponents(wanted)
         return False
 
     def present(self, index: int) -> bool:
         """Whether any unit of any worker added to term `index`; known after `agree`."""
-        return bool(self._largest[index] != _ABSENT)
+        return bool(self._used[index])
 
     def finish(self, weight: int) -> None:
-        """Make `means` hold Σ weight·x / Σ weight of every term; `weight` is the step's Σ weight. Collective."""
-        if self._arrays or not self._terms:
-            self._reducer.finish(self._places(), weight)
+        """Make `mean` give Σ weight·x / Σ weight of every term; `weight` is the step's Σ weight. Collective."""
+        blocks = Blocks(self._cut.starts, self._cut.numels, self._scales)
+        if self._on_cpu:
+            self._reducer.finish(blocks, weight)
             return
         self._reducer.totals[:] = self._total.cpu().numpy()
-        self._reducer.finish(self._places(), weight)
+        self._reducer.finish(blocks, weight)
         self._means.copy_(torch.from_numpy(self._reducer.means))
 
     def drop(self) -> None:
@@ -166,44 +189,98 @@ class ExactSum:
 
     def commit(self) -> None:
         """Make the step's magnitudes the history that the next step's exponents follow from; `reset` comes next."""
-        for i, largest in enumerate(self._largest):
-            if largest > 0:
-                self._exponents[i] = self._exponent_for(float(largest))
+        seen = self._magnitudes > ZERO
+        self._history[seen] = self._asked_for(self._magnitudes[seen])
+        self._use_exponents(self._cut.with_defaults(self._history))
 
-    def exponents(self) -> dict[str, int]:
-        """Return the exponent of every term by name: with the parameters, all that a checkpoint needs."""
-        return {term.name: int(e) for term, e in zip(self._terms, self._exponents, strict=True)}
+    def exponents(self) -> dict[str, str]:
+        """Return the blocks' exponents of every term, packed, by name: with the parameters, all a checkpoint needs."""
+        return {
+            term.name: _pack(self._history[self._cut.blocks_of(index)]) for index, term in enumerate(self._terms)
+        }
 
-    def load_exponents(self, exponents: Mapping[str, int]) -> None:
+    def load_exponents(self, exponents: Mapping[str, str]) -> None:
         """Take up exponents from a checkpoint.
 
         Raises:
-            CheckpointError: the names are not those of this model.
+            CheckpointError: they are not of this model.
         """
-        names = [term.name for term in self._terms]
-        if set(exponents) != set(names):
-            odd = sorted(set(exponents) ^ set(names))[0]
-            raise CheckpointError(
-                f"the checkpoint's exponents and the model disagree about tensor {odd!r}: another model?"
-            )
-        self._exponents[:] = [exponents[name] for name in names]
+        names = {term.name for term in self._terms}
+        if set(exponents) != names:
+            raise _of_another_model(min(set(exponents) ^ names))
+        for index, term in enumerate(self._terms):
+            blocks = self._cut.blocks_of(index)
+            found = _unpack(exponents[term.name])
+            if found.size != blocks.stop - blocks.start:
+                raise _of_another_model(term.name)
+            self._history[blocks] = found
+        self._use_exponents(self._cut.with_defaults(self._history))
+
+    def _wanted(self) -> NDArray[np.int64]:
+        """Return the exponents that the agreed magnitudes ask for: the present ones where those will do."""
+        seen = self._magnitudes > ZERO
+        kept = self._magnitudes + self._exponents
+        wanted = self._exponents.copy()
+        over = seen & (kept > self._limit)
+        wanted[over] = self._asked_for(self._magnitudes[over])
+        largest = self._cut.largest_by_term(np.where(seen, kept, ZERO))
+        least = np.where(self._cut.largest_by_term(self._history) == _NONE, self._first, self._least)
+        coarse = (largest > ZERO) & (largest < least)
+        if coarse.any():
+            asked = np.where(seen, self._magnitudes, self._cut.largest_by_term(self._magnitudes)[self._cut.term_of])
+            again = coarse[self._cut.term_of]
+            wanted[again] = self._asked_for(asked[again])
+        return wanted
+
+    def _asked_for(self, magnitudes: NDArray[np.int32]) -> NDArray[np.int32]:
+        return np.minimum(self._target - magnitudes, _LARGEST_EXPONENT)
+
+    def _use_exponents(self, exponents: NDArray[np.int64]) -> None:
+        self._exponents = exponents
+        self._scales = np.ldexp(1.0, exponents)
 
     def _part(self, flat: torch.Tensor, index: int) -> torch.Tensor:
         start = self.layout.starts[index]
         return flat[start : start + self.layout.numels[index]]
 
-    def _places(self) -> Terms:
-        return Terms(
-            np.array(self.layout.starts, np.int64),
-            np.array(self.layout.numels, np.int64),
-            np.ldexp(1.0, self._exponents),
-        )
 
-    def _fits(self, largest: float, exponent: int) -> bool:
-        return largest <= 0 or LEAST_BITS < math.frexp(largest)[1] + exponent <= self._limit
+@dataclass(frozen=True)
+class _Cut:
+    """Terms cut into blocks: where each block lies in the flat vector, and which term it is of."""
 
-    def _exponent_for(self, largest: float) -> int:
-        return min(self._limit - HEADROOM_BITS - math.frexp(largest)[1], _LARGEST_EXPONENT)
+    starts: NDArray[np.int64]
+    numels: NDArray[np.int64]
+    term_of: NDArray[np.int64]
+    first: NDArray[np.int64]  # int64[terms + 1], the first block of each term
+
+    @classmethod
+    def of(cls, layout: Layout) -> "_Cut":
+        counts = -(-np.array(layout.numels, np.int64) // BLOCK_NUMEL)
+        first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        term_of = np.repeat(np.arange(len(counts)), counts)
+        offsets = (np.arange(first[-1]) - first[term_of]) * BLOCK_NUMEL
+        numels = np.minimum(np.array(layout.numels, np.int64)[term_of] - offsets, BLOCK_NUMEL)
+        return cls(np.array(layout.starts, np.int64)[term_of] + offsets, numels, term_of, first)
+
+    @property
+    def number(self) -> int:
+        return len(self.starts)
+
+    def blocks_of(self, term: int) -> slice:
+        return slice(int(self.first[term]), int(self.first[term + 1]))
+
+    def largest_by_term(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Return the largest of each term's blocks; the smallest number for a term without elements."""
+        largest = np.full(len(self.first) - 1, np.iinfo(values.dtype).min, values.dtype)
+        np.maximum.at(largest, self.term_of, values)
+        return largest
+
+    def with_defaults(self, history: NDArray[np.int32]) -> NDArray[np.int64]:
+        """Return exponents for all blocks, those without history included."""
+        known = history != _NONE
+        smallest = -self.largest_by_term(np.where(known, -history, _NONE))
+        default = np.where(smallest == -_NONE, DEFAULT_EXPONENT, smallest)
+        return np.where(known, history, default[self.term_of]).astype(np.int64)
 
 
 class NonFiniteSumError(ModelError):
@@ -215,6 +292,21 @@ class NonFiniteSumError(ModelError):
         super().__init__(f"{name} is not finite", everywhere=True)
 
 
+def _of_another_model(name: str) -> CheckpointError:
+    return CheckpointError(f"the checkpoint's exponents and the model disagree about tensor {name!r}: another model?")
+
+
+def _pack(exponents: NDArray[np.int32]) -> str:
+    return base64.b64encode(zlib.compress(exponents.astype("<i2").tobytes())).decode()
+
+
+def _unpack(packed: str) -> NDArray[np.int16]:
+    try:
+        return np.frombuffer(zlib.decompress(base64.b64decode(packed, validate=True)), "<i2")
+    except (ValueError, zlib.error) as error:
+        raise CheckpointError(f"the checkpoint's exponents cannot be read: {error}") from None
+
+
 def _flat(values: torch.Tensor) -> torch.Tensor:
     """Return `values` as a contiguous vector of float32 or float64: itself where it is one."""
     if values.layout != torch.strided:
@@ -224,7 +316,16 @@ def _flat(values: torch.Tensor) -> torch.Tensor:
     return values.reshape(-1).contiguous()
 
 
-def accumulate_in_torch(flat: torch.Tensor, scale: float, total: torch.Tensor) -> float:
+def accumulate_in_torch(
+    flat: torch.Tensor, scales: NDArray[np.float64], weight: float, total: torch.Tensor, magnitudes: NDArray[np.int32]
+) -> None:
     """`hpcvol.kernels.fixed_point.accumulate` in torch's own operations, on any device: the same integers."""
-    total.add_(torch.round(flat.double() * scale).to(torch.int64))
-    return float(flat.abs().max()) if flat.numel() else 0.0
+    padded = torch.nn.functional.pad(flat, (0, scales.size * BLOCK_NUMEL - flat.numel())).view(scales.size, BLOCK_NUMEL)
+    scaled = padded.double() * (torch.from_numpy(scales).to(flat.device) * weight)[:, None]
+    total.add_(torch.round(scaled).to(torch.int64).view(-1)[: flat.numel()])
+    if flat.numel():
+        largest = padded.abs().amax(1).double() * weight  # NaN wins
+        found = torch.frexp(largest)[1].cpu().numpy()
+        values = largest.cpu().numpy()
+        found = np.select([np.isnan(values), np.isinf(values), values == 0], [NOT_A_NUMBER, INFINITE, ZERO], found)
+        np.maximum(magnitudes, found.astype(np.int32), out=magnitudes)

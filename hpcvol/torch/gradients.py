@@ -136,11 +136,11 @@ class ExactGradients:
         for total in self.sums:
             total.commit()
 
-    def exponents(self) -> dict[str, int]:
-        """Return the exponent of every term by name."""
+    def exponents(self) -> dict[str, str]:
+        """Return the exponents of every term by name, packed."""
         return {name: exponent for total in self.sums for name, exponent in total.exponents().items()}
 
-    def load_exponents(self, exponents: Mapping[str, int]) -> None:
+    def load_exponents(self, exponents: Mapping[str, str]) -> None:
         """Take up exponents from a checkpoint.
 
         Raises:

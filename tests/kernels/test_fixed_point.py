@@ -13,7 +13,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hpcvol.kernels.fixed_point import accumulate, mean, sum_of_squares
+from hpcvol.kernels.fixed_point import (
+    BLOCK_NUMEL,
+    INFINITE,
+    NOT_A_NUMBER,
+    ZERO,
+    accumulate,
+    mean,
+    means,
+    sum_of_squares,
+)
 
 SIZES = [0, 1, 7, 8, 9, 997]
 FLOATS: list[type[np.floating]] = [np.float32, np.float64]
@@ -34,17 +43,39 @@ def spread(dtype: type[np.floating], size: int, seed: int) -> NDArray[np.floatin
     return np.asarray(values, dtype)
 
 
+def accumulated(values: NDArray[np.floating], scale: float, weight: int = 1) -> tuple[list[int], list[int]]:
+    """The integers that `accumulate` adds to zeros under one scale, and the blocks' magnitudes."""
+    blocks = -(-values.size // BLOCK_NUMEL)
+    total, magnitudes = np.zeros(values.size, np.int64), np.full(blocks, ZERO, np.int32)
+    accumulate(values, np.full(blocks, scale), weight, total, magnitudes)
+    return total.tolist(), magnitudes.tolist()
+
+
+def magnitude(values: NDArray[np.floating], weight: int) -> int:
+    """The smallest m with |weight * value| < 2^m."""
+    largest = weight * float(np.abs(values).max())
+    return math.frexp(largest)[1] if largest else int(ZERO)
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("scale", [1.0, 2.0**40, 3 * 2.0**39, 2.0**-3, (2**29 - 1) * 2.0**10])
-def test_accumulate_adds_what_the_oracle_rounds(dtype: type[np.floating], size: int, scale: float) -> None:
+@pytest.mark.parametrize("weight", [1, 3, 2**29 - 1])
+def test_accumulate_adds_what_the_oracle_rounds(dtype: type[np.floating], size: int, weight: int) -> None:
     values = spread(dtype, size, seed=size)
-    values = values[np.abs(values.astype(float) * scale) <= 2.0**61]
-    before = np.random.default_rng(1).integers(-(2**61), 2**61, values.size)
+    starts = range(0, size, BLOCK_NUMEL)
+    scales = np.exp2(np.arange(len(starts)) % 3 * 4.0 - 3)
+    before = np.random.default_rng(1).integers(-(2**61), 2**61, size)
     total, kept = before.copy(), values.copy()
-    largest = accumulate(values, scale, total)
-    assert total.tolist() == [int(b) + q for b, q in zip(before, rounded(values, scale), strict=True)]
-    assert largest == (np.abs(values).max() if values.size else 0.0)
+    magnitudes = np.full(len(starts), -30, np.int32)
+    accumulate(values, scales, weight, total, magnitudes)
+    wanted = [
+        int(before[i]) + q
+        for block, start in enumerate(starts)
+        for i, q in enumerate(rounded(values[start : start + BLOCK_NUMEL], weight * scales[block]), start)
+    ]
+    assert total.tolist() == wanted
+    blocks = [values[start : start + BLOCK_NUMEL] for start in starts]
+    assert magnitudes.tolist() == [max(-30, magnitude(block, weight)) for block in blocks]
     np.testing.assert_array_equal(values, kept)
 
 
@@ -68,18 +99,18 @@ def test_accumulate_adds_what_the_oracle_rounds(dtype: type[np.floating], size: 
 @example(-0.0)
 @example(5e-324)
 def test_rounding_is_to_nearest_even_up_to_two_to_the_62(value: float) -> None:
-    total = np.zeros(1, np.int64)
-    accumulate(np.array([value]), 1.0, total)
-    assert int(total[0]) == round(Fraction(value)) == int(np.rint(value))
+    (total,), (found,) = accumulated(np.array([value]), 1.0)
+    assert total == round(Fraction(value)) == int(np.rint(value))
+    assert found == (math.frexp(value)[1] if abs(value) >= 2.0**-1022 else ZERO if value == 0 else -1022)
 
 
 @given(st.floats(width=32, allow_nan=False, allow_infinity=False), st.integers(1, 2**29 - 1))
 def test_weighted_float32_is_rounded_once(value: float, weight: int) -> None:
     """The product with a weight below 2^29 is exact, so that only the rounding to an integer is an error."""
     exponent = 61 - math.frexp(weight * value)[1] if value else 0
-    total = np.zeros(1, np.int64)
-    accumulate(np.array([value], np.float32), math.ldexp(weight, exponent), total)
-    assert int(total[0]) == round(Fraction(value) * weight * Fraction(2) ** exponent)
+    (total,), (found,) = accumulated(np.array([value], np.float32), math.ldexp(1.0, exponent), weight)
+    assert total == round(Fraction(value) * weight * Fraction(2) ** exponent)
+    assert found == (math.frexp(weight * value)[1] if value else ZERO)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -87,24 +118,37 @@ def test_denormals_are_not_lost(dtype: type[np.floating]) -> None:
     tiny = np.finfo(dtype).smallest_subnormal
     values = np.array([tiny, -3 * tiny, 0], dtype)
     exponent = 200 if dtype is np.float32 else 900
-    total = np.zeros(3, np.int64)
-    assert accumulate(values, 2.0**exponent, total) == 3 * float(tiny)
-    assert total.tolist() == rounded(values, 2.0**exponent)
+    total, (found,) = accumulated(values, 2.0**exponent)
+    assert total == rounded(values, 2.0**exponent)
+    assert found == (-147 if dtype is np.float32 else -1022)  # 3 · 2^-149; in double all of them are one
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("size", [1, 7, 8, 9, 997])
-def test_the_maximum_tells_infinity_and_nan(dtype: type[np.floating], size: int) -> None:
-    total = np.zeros(size, np.int64)
+def test_the_magnitude_tells_infinity_and_nan(dtype: type[np.floating], size: int) -> None:
     for place in {0, size // 2, size - 1}:
         values = np.ones(size, dtype)
         for bad in (math.inf, -math.inf):
             values[place] = bad
-            assert accumulate(values, 1.0, total) == math.inf
-        values[0] = math.inf
+            assert accumulated(values, 1.0)[1][place // BLOCK_NUMEL] == INFINITE
+        values[place // BLOCK_NUMEL * BLOCK_NUMEL] = math.inf
         for bad in (math.nan, -math.nan, struct.unpack("<d", b"\x01\0\0\0\0\0\xf8\xff")[0]):
             values[place] = bad
-            assert math.isnan(accumulate(values, 1.0, total))
+            found = accumulated(values, 1.0)[1]
+            assert found[place // BLOCK_NUMEL] == NOT_A_NUMBER
+            assert all(one == 1 for block, one in enumerate(found) if block != place // BLOCK_NUMEL)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_means_of_blocks_leave_the_gaps_alone(dtype: type[np.floating]) -> None:
+    total = np.random.default_rng(0).integers(-(2**50), 2**50, 700)
+    starts, numels = np.array([600, 0, 300]), np.array([100, 256, 1])
+    scales = np.array([2.0**30, 2.0**-2, 2.0**9])
+    out, wanted = np.full(700, 7, dtype), np.full(700, 7, dtype)
+    means(total, starts, numels, scales, 12.0, out)
+    for start, numel, scale in zip(starts, numels, scales, strict=True):
+        mean(total[start : start + numel], scale, 12.0, wanted[start : start + numel])
+    np.testing.assert_array_equal(out, wanted)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -144,15 +188,26 @@ def test_sum_of_squares_of_large_float32_does_not_overflow() -> None:
 
 PLAIN = """
 import numpy as np
-from hpcvol.kernels.fixed_point import accumulate, mean, sum_of_squares
+from hpcvol.kernels.fixed_point import (
+    BLOCK_NUMEL,
+    INFINITE,
+    NOT_A_NUMBER,
+    ZERO,
+    accumulate,
+    mean,
+    means,
+    sum_of_squares,
+)
 r = np.random.default_rng(0)
 for dtype in (np.float32, np.float64):
-    for size in (0, 1, 7, 8, 9, 97):
+    for size in (0, 1, 7, 8, 9, 297):
         x = (r.standard_normal(size) * np.exp2(r.integers(-50, 18, size).astype(float))).astype(dtype)
         total, out = r.integers(-2**61, 2**61, size), np.empty(size, dtype)
-        largest = accumulate(x, 3 * 2.0**38, total)
+        blocks = -(-size // BLOCK_NUMEL)
+        magnitudes = np.full(blocks, ZERO, np.int32)
+        accumulate(x, np.full(blocks, 2.0**38), 3, total, magnitudes)
         mean(total, 2.0**38, 3.0, out)
-        print(largest.hex(), total.tolist(), out.tobytes().hex(), float(sum_of_squares(x)).hex())
+        print(magnitudes.tolist(), total.tolist(), out.tobytes().hex(), float(sum_of_squares(x)).hex())
 """
 
 
