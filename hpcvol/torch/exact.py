@@ -195,9 +195,7 @@ class ExactSum:
 
     def exponents(self) -> dict[str, str]:
         """Return the blocks' exponents of every term, packed, by name: with the parameters, all a checkpoint needs."""
-        return {
-            term.name: _pack(self._history[self._cut.blocks_of(index)]) for index, term in enumerate(self._terms)
-        }
+        return {term.name: _pack(self._history[self._cut.blocks_of(index)]) for index, term in enumerate(self._terms)}
 
     def load_exponents(self, exponents: Mapping[str, str]) -> None:
         """Take up exponents from a checkpoint.
