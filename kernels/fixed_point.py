@@ -82,7 +82,7 @@ def accumulate(
     total: NDArray[np.int64],
     magnitudes: NDArray[np.int32],
 ) -> None:
-    """Add `rint(values * weight * scale)` to `total`, each block of values under a scale of its own, and note magnitudes.
+    """Add `rint(values * weight * scale)` to `total`, each block under a scale of its own; note magnitudes.
 
     Rounding is to the nearest integer, ties to even. The sums are right while |values * weight * scale| < 2**62 and
     `total` does not overflow; whoever calls tests the magnitudes against its own limit and throws `total` away where

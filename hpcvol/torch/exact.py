@@ -1,7 +1,7 @@
 """The exact sum of a step: weighted tensors of all units, added in fixed point, read back as a weighted mean.
 
-Each block of BLOCK_NUMEL neighbouring elements of a tensor has an exponent e. Unit u adds q = rint(weight_u · x_u · 2^e),
-and the mean is Σ q / 2^e / Σ weight.
+Each block of BLOCK_NUMEL neighbouring elements of a tensor has an exponent e. Unit u adds q = rint(weight_u · x_u · 2^e)
+to each element, and the mean is Σ q / 2^e / Σ weight.
 
 Exponents. After a step is committed a block's exponent is set so that the step's largest |weight · x| in it would land
 between 2^(TARGET - 1) and 2^TARGET. It is a function of the data alone, a block begins where its tensor begins, and so
@@ -9,19 +9,19 @@ neither buckets nor ranks nor order can change a bit. A block that was all zeros
 anything else has the smallest of its tensor's, and a tensor without history has DEFAULT_EXPONENT.
 
 How fine. TARGET is 29 - log2(units a step) / 2 for tensors whose means are float32: the sum of a step's units then fits
-into 32 bits, with two bits to spare where units' signs are random, so that hosts can send each other as many bytes as
-they would of float32. That is a matter of speed alone: sums are kept, and travel where they have to, in 64 bits. For float64
+into 32 bits, with two to spare where units' signs are random, so that hosts can send each other as many bytes as they
+would of float32. That is a matter of speed alone: sums are kept, and travel where they have to, in 64 bits. For float64
 means TARGET is 52 - log2(units a step).
 
-Another pass. A unit whose largest |weight · x| · 2^e reaches 2^62 / units, or a tensor whose largest is below 2^LEAST_BITS
-in all units (below 2^FIRST_BITS without history) and would be coarse, makes the step be computed again at the exponents that
-the step's maxima ask for. Units are pure, so the second maxima are the first.
+Another pass. A unit whose largest |weight · x| · 2^e reaches 2^62 / units, or a tensor whose largest stays below
+2^LEAST_BITS in all units (2^FIRST_BITS without history) and would be coarse, makes the step be computed again at the
+exponents that the step's maxima ask for. Units are pure, so the second maxima are the first.
 
 Error. Each unit is rounded once: |mean - exact mean| ≤ units · 2^(-e-1) / Σ weight, then one rounding to the mean's
 dtype. With e from history that is at most units · M · 2^-TARGET / Σ weight, M being the last step's largest
-|weight · x| of the block: for 8 units 2^-27 of the largest unit's mean, where adding in float32 loses up to 2^-24 of each term. For float64
-means the product with a weight, the sum read as a double and the division are rounded too: up to 2^-51 of
-Σ weight · |x| / Σ weight more.
+|weight · x| of the block: for 8 units 2^-27 of the largest mean that a unit had, where adding in float32 loses up to
+2^-24 of each term. For float64 means the product with a weight, the sum read as a double and the division are rounded
+too: up to 2^-51 of Σ weight · |x| / Σ weight more.
 """
 
 import base64
