@@ -1,7 +1,7 @@
 """The exact sum of a step: weighted tensors of all units, added in fixed point, read back as a weighted mean.
 
-Each block of BLOCK_NUMEL neighbouring elements of a tensor has an exponent e. Unit u adds q = rint(weight_u · x_u · 2^e)
-to each element, and the mean is Σ q / 2^e / Σ weight.
+Each block of BLOCK_NUMEL neighbouring elements of a tensor has an exponent e. Unit u adds rint(weight_u · x_u · 2^e) to
+each element q, and the mean is q / 2^e / Σ weight.
 
 Exponents. After a step is committed a block's exponent is set so that the step's largest |weight · x| in it would land
 between 2^(TARGET - 1) and 2^TARGET. It is a function of the data alone, a block begins where its tensor begins, and so
