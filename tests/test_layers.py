@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 # By layer, from the ground up. Modules of the package itself count with the rooms they stand between.
 LAYERS = [
     {"errors", "environment"},
-    {"kernels", "callables", "durable", "guarantees"},
+    {"kernels", "callables", "durable", "guarantees", "tracing"},
     {"comm", "codecs", "data"},
     {"collectives"},
     {"elastic"},

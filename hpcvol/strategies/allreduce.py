@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hpcvol import tracing
 from hpcvol.collectives import Algorithm, Vector, allreduce, check_algorithm
 from hpcvol.comm import Group
 from hpcvol.kernels import fixed_point
@@ -36,11 +37,13 @@ class AllReduce:
 
     def sum(self, vector: NDArray[Any]) -> None:
         """Replace `vector` by the sum over ranks. Collective, in place."""
-        allreduce(self.group, vector, op="sum", algorithm=self.algorithm)
+        with tracing.span("all-reduce sum", nbytes=vector.nbytes):
+            allreduce(self.group, vector, op="sum", algorithm=self.algorithm)
 
     def max(self, vector: NDArray[Any]) -> None:
         """Replace `vector` by the element-wise maximum over ranks. Collective, in place."""
-        allreduce(self.group, vector, op="max", algorithm=self.algorithm)
+        with tracing.span("all-reduce max", nbytes=vector.nbytes):
+            allreduce(self.group, vector, op="max", algorithm=self.algorithm)
 
     def floats(self, numel: int, dtype: np.dtype[Any], buckets: Buckets) -> FloatReducer:
         """Return what sums a step's gradients in floating point. Collective."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hpcvol import tracing
 from hpcvol.comm import together
 from hpcvol.elastic.bag import deal
 from hpcvol.elastic.units import Batching
@@ -31,6 +32,11 @@ class Evaluation:
 
 def evaluate(run: "Run", function: Callable[[Unit], Any], samples: Samples) -> Evaluation:
     """Average `function(unit)` over all of `samples`. Collective. See `Run.evaluate`."""
+    with tracing.span("evaluation"):
+        return _evaluate(run, function, samples)
+
+
+def _evaluate(run: "Run", function: Callable[[Unit], Any], samples: Samples) -> Evaluation:
     size = run.settings.unit_size
     spans = Batching(len(samples), len(samples), size).units(0)
     mine = deal(spans, run.group.size, run.group.rank)
@@ -43,15 +49,17 @@ def evaluate(run: "Run", function: Callable[[Unit], Any], samples: Samples) -> E
             unit = loader.load(span)
             run.buffers.prepare()
             seed_generators(run.settings.seed, span.step, span.index, EVALUATION)
-            output = read_output(function(unit))
+            with tracing.span("forward", unit=span.index):
+                output = read_output(function(unit))
             weight = span.count if output.weight is None else output.weight
             records[span.index] = (float(output.loss), weight, output.metrics)
     # Neither buffers nor generators may tell which units this worker had, or that there was an evaluation.
     run.buffers.prepare()
     seed_generators(run.settings.seed, run.step, 0, BETWEEN_STEPS)
     everything: dict[int, tuple[float, int, dict[str, float]]] = {}
-    for part in run.group.gather_objects(records):
-        everything |= part
+    with tracing.span("gather records"):
+        for part in run.group.gather_objects(records):
+            everything |= part
     counted = [record for _, record in sorted(everything.items()) if record[1]]
     names = {name: None for _, _, metrics in counted for name in metrics}
     return Evaluation(

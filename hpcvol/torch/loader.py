@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hpcvol import tracing
 from hpcvol.elastic.units import UnitSpan
 from hpcvol.torch.samples import Batch, Samples
 from hpcvol.torch.seeding import EVALUATION, TRANSFORM, seed_generators, unit_generator
@@ -56,7 +57,9 @@ class Loader:
         self._device = device
         self._shuffle = shuffle
         self._ahead: dict[UnitSpan, Future[Batch]] = {}
-        self._thread = ThreadPoolExecutor(1, "hpcvol-prefetch") if samples.background else None
+        # Two loaders may be at work at a time, each with a name that tells which: a trace has a track for each name.
+        name = "hpcvol-prefetch" if shuffle else "hpcvol-prefetch-evaluation"
+        self._thread = ThreadPoolExecutor(1, name) if samples.background else None
 
     def prefetch(self, spans: Iterable[UnitSpan]) -> None:
         """Begin to fetch units that will be asked for soon."""
@@ -72,12 +75,8 @@ class Loader:
         What runs in the prefetch thread always does, so that the probe meets samples as training does. What does not is
         called with the global generators seeded for the unit.
         """
-        if self._thread is None:
-            seed_generators(self._seed, span.step, span.index, TRANSFORM if self._shuffle else EVALUATION)
-            batch = self._fetch(span)
-        else:
-            self.prefetch([span])
-            batch = self._ahead.pop(span).result()
+        with tracing.span("data wait"):
+            batch = self._batch(span)
         moved = {name: self._to_device(value) for name, value in batch.items()}
         return Unit(moved, span)
 
@@ -86,9 +85,17 @@ class Loader:
         if self._thread is not None:
             self._thread.shutdown(wait=True, cancel_futures=True)
 
+    def _batch(self, span: UnitSpan) -> Batch:
+        if self._thread is None:
+            seed_generators(self._seed, span.step, span.index, TRANSFORM if self._shuffle else EVALUATION)
+            return self._fetch(span)
+        self.prefetch([span])
+        return self._ahead.pop(span).result()
+
     def _fetch(self, span: UnitSpan) -> Batch:
         generator = unit_generator(self._seed, span.step, span.index, TRANSFORM if self._shuffle else EVALUATION)
-        return self.samples.fetch(self._indices(span), generator)
+        with tracing.span("fetch", step=span.step, unit=span.index):
+            return self.samples.fetch(self._indices(span), generator)
 
     def _indices(self, span: UnitSpan) -> NDArray[np.int64]:
         if self._shuffle:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from hpcvol import tracing
 from hpcvol.collectives import Algorithm
 from hpcvol.comm import Group, together
 from hpcvol.elastic.bag import deal
@@ -180,7 +181,8 @@ class Run:
             if self.settings.clip_norm is not None:
                 clip(parameters, step.gradient_norm, self.settings.clip_norm)
             self._applying = True
-            self.optimizer.step()
+            with tracing.span("optimizer"):
+                self.optimizer.step()
             self._applying = False
         else:
             self.buffers.prepare()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hpcvol import tracing
 from hpcvol.comm import agree
 from hpcvol.elastic.bag import Bag
 from hpcvol.elastic.units import UnitSpan
@@ -55,6 +56,7 @@ class Step:
         self._mine = run.deal(self._units)
         self._begun = False
         self._open: Unit | None = None
+        self._forward_ns = 0
         self._failure: Exception | None = None
         self._records: dict[int, UnitRecord] = {}
         self._probed: list[Digests] | None = None
@@ -74,6 +76,7 @@ class Step:
         self._begun = True
         if self._run.needs_probe:
             yield from self._probe()
+        began_ns = tracing.now()
         bag = Bag(self._mine)
         while True:
             self._begin()
@@ -83,6 +86,7 @@ class Step:
                 if self._failure is not None:
                     break
             if self._finish():
+                tracing.record("step", began_ns, step=self.index)
                 return
             bag.put(self._mine)
 
@@ -106,6 +110,8 @@ class Step:
                 f"step {self.index}: backward() was called twice for one unit, or outside `for unit in step`"
             )
         self._open = None
+        backward_ns = tracing.now()
+        tracing.record("forward", self._forward_ns, backward_ns, unit=unit.index)
         weight = unit.num_samples if weight is None else integer_weight(weight)
         loss = scalar_loss(loss)
         if self._probed is not None:
@@ -116,6 +122,7 @@ class Step:
         if weight:
             self._run.gradients.backward(loss, weight, last=self._last)
             self._run.buffers.add(weight)
+        tracing.record("backward", backward_ns, unit=unit.index)
 
     def fail(self, error: Exception) -> None:
         """Say that the unit at hand cannot be computed: the step ends, and all members raise `error`. Local.
@@ -131,6 +138,7 @@ class Step:
         except Exception as error:
             self.fail(error)
             return
+        self._forward_ns = tracing.now()
         yield unit
         if self._open is not None:
             raise ModelError(f"step {self.index}: unit {span.index} was not given to step.backward()")
@@ -171,10 +179,11 @@ class Step:
         return True
 
     def _gather(self) -> dict[int, UnitRecord]:
-        agree(self._run.group, self._failure, f"computing step {self.index}")
         records: dict[int, UnitRecord] = {}
-        for part in self._run.group.gather_objects(self._records):
-            records |= part
+        with tracing.span("gather records"):
+            agree(self._run.group, self._failure, f"computing step {self.index}")
+            for part in self._run.group.gather_objects(self._records):
+                records |= part
         self._check_losses(records)
         return records
 
@@ -199,6 +208,7 @@ class Step:
 
     def _probe(self) -> Iterator[Unit]:
         """Compute one unit, another, and the first again; compare on this member and with the others. Collective."""
+        began_ns = tracing.now()
         self._probed = []
         first, other = self._units[0], self._units[-1]
         for span in (first, other, first):
@@ -210,6 +220,7 @@ class Step:
         compare(self._run.group, once, again, between)
         self._probed = None
         self._run.needs_probe = False
+        tracing.record("probe", began_ns)
 
     def _digest(self, unit: Unit, loss: torch.Tensor, weight: int) -> Digests:
         if weight:

@@ -209,6 +209,11 @@ class TrainConfig(_Section):
         "metrics: the hook for loggers.",
     )
     log_every_steps: PositiveInt = Field(default=10, description="Steps between lines of metrics.")
+    trace: bool = Field(
+        default=False,
+        description="Write `trace.json` to the run directory: what every member did when, to be opened in "
+        "https://ui.perfetto.dev. At most 4 MiB a member: the first steps and the last ones.",
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

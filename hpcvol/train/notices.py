@@ -2,6 +2,7 @@
 
 from enum import IntFlag
 
+from hpcvol import tracing
 from hpcvol.comm import Group, together
 from hpcvol.train.cadence import Cadence
 from hpcvol.train.saving import Saver
@@ -14,9 +15,12 @@ class Notice(IntFlag):
     FAILED = 2  # somebody's checkpoint could not be written
     BUSY = 4  # somebody is writing one
     DUE = 8  # the first member wants one
+    CLOCKS = 16  # the first member wants clocks compared
 
 
-def exchange(group: Group, saver: Saver, cadence: Cadence, step: int, *, stop: bool) -> Notice:
+def exchange(
+    group: Group, saver: Saver, cadence: Cadence, step: int, *, stop: bool, compare_clocks: bool = False
+) -> Notice:
     """Tell the other members what is up after `step` steps, and learn it from them. Collective: one small all-reduce.
 
     Raises:
@@ -31,7 +35,10 @@ def exchange(group: Group, saver: Saver, cadence: Cadence, step: int, *, stop: b
         mine |= Notice.BUSY
     if group.rank == 0 and cadence.due(step):
         mine |= Notice.DUE
-    notices = Notice(group.union(mine))
+    if group.rank == 0 and compare_clocks:
+        mine |= Notice.CLOCKS
+    with tracing.span("exchange notices"):
+        notices = Notice(group.union(mine))
     if notices & Notice.FAILED:
         with together(group, "writing a checkpoint"):
             if mine & Notice.FAILED:

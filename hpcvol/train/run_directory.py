@@ -14,6 +14,8 @@ from hpcvol.train.files import write_whole, writing
 
 CONFIG_NAME = "config.toml"
 METRICS_NAME = "metrics.jsonl"
+TRACE_NAME = "trace.json"
+PREVIOUS_TRACE_NAME = "trace.previous.json"
 CHECKPOINTS_NAME = "checkpoints"
 _LOCK_NAME = ".lock"
 # The first line of CONFIG_NAME in a run: a configuration of the user's own may have that name too.
@@ -23,7 +25,15 @@ _MARK = "# The configuration of this run, with all defaults; written by hpcvol.\
 _LOOK_SECONDS = 0.2
 
 # Changing these cannot change a bit of the weights as far as the run went.
-_FREE = ("checkpoint.", "comm.", "data.cache", "train.log_every_steps", "train.on_metrics", "train.share_devices")
+_FREE = (
+    "checkpoint.",
+    "comm.",
+    "data.cache",
+    "train.log_every_steps",
+    "train.on_metrics",
+    "train.share_devices",
+    "train.trace",
+)
 # A run may give up the promise of equal bits, knowingly; it cannot take it up.
 _GIVES_UP_EXACT = 'train.sum: "exact" -> "float"'
 _LENGTH = ("train.patience", "train.steps", "train.epochs")
@@ -98,7 +108,8 @@ class RunDirectory:
         """Refuse a folder that holds files of the names that a run's have; others, such as logs, are left alone."""
         if holds_run(self.path):
             return
-        taken = [name for name in (CONFIG_NAME, METRICS_NAME, CHECKPOINTS_NAME, SUMMARY_NAME) if self._has(name)]
+        names = [CONFIG_NAME, METRICS_NAME, CHECKPOINTS_NAME, SUMMARY_NAME, *([TRACE_NAME] * self._config.train.trace)]
+        taken = [name for name in names if self._has(name)]
         if taken:
             raise ConfigError(
                 f"--run-dir {self.path} holds {', '.join(taken)} and is not a run of hpcvol, which would overwrite it: "
@@ -158,7 +169,7 @@ class RunDirectory:
                 path.unlink(missing_ok=True)
         if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
             folder.rmdir()
-        for name in (METRICS_NAME, CONFIG_NAME):
+        for name in (TRACE_NAME, PREVIOUS_TRACE_NAME, METRICS_NAME, CONFIG_NAME):
             (self.path / name).unlink(missing_ok=True)
 
 

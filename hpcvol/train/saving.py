@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from hpcvol import tracing
 from hpcvol.errors import CheckpointError
 from hpcvol.train.background import Background
 from hpcvol.train.cadence import Cadence
@@ -68,11 +69,13 @@ class Saver:
             return
         checkpoints, snapshot = self._checkpoints, self._snapshot
         try:
-            self._writer.wait()
+            with tracing.span("checkpoint wait"):
+                self._writer.wait()
             copying = time.perf_counter()
             if step != self._copied_step:
                 self._copied_step = None
-                snapshot.take(model, optimizer)
+                with tracing.span("checkpoint copy"):
+                    snapshot.take(model, optimizer)
                 self._copied_step = step
             copied = time.perf_counter()
         except CheckpointError as error:
@@ -90,7 +93,8 @@ class Saver:
 
         def write() -> None:
             began = time.perf_counter()
-            checkpoints.write(step, snapshot, state, best=best)
+            with tracing.span("checkpoint write", step=step):
+                checkpoints.write(step, snapshot, state, best=best)
             self._news = self._cadence.measured(copied - copying, time.perf_counter() - began) or self._news
 
         self._writer.start(write)
@@ -101,7 +105,8 @@ class Saver:
         Raises:
             CheckpointError: it could not be.
         """
-        self._writer.wait()
+        with tracing.span("checkpoint wait"):
+            self._writer.wait()
 
     def news(self) -> str | None:
         """Return what there is to tell of the interval, once."""

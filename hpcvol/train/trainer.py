@@ -40,6 +40,7 @@ from hpcvol.train.same_numerics import check_numerics, distinct
 from hpcvol.train.saving import Saver
 from hpcvol.train.stopping import StopRequest
 from hpcvol.train.summary import conclusion, summarise
+from hpcvol.train.trace import Trace
 
 logger = logging.getLogger("hpcvol")
 
@@ -112,17 +113,21 @@ class Trainer:
         patience = None
         try:
             with nullcontext(self._stop) if self._stop is not None else StopRequest() as stop:
-                if not self._train(stop):
-                    return False
-                self._finish()
+                complete = self._train(stop)
+                if complete:
+                    self._finish()
+                if self._trace is not None:
+                    self._trace.finish()
         except KeyboardInterrupt:
             patience = _AT_ONCE_SECONDS
             raise
         finally:
             self._saver.close(patience)
+            if self._trace is not None:
+                self._trace.close()
             self._report.close()
             self.run.close()
-        return True
+        return complete
 
     def _assemble(self) -> None:
         config, group = self._config.here(), self._group
@@ -177,6 +182,7 @@ class Trainer:
         self._introduce(resumed)
         if not_shared := self._copies.what_is_not_shared():
             self._report.say(not_shared)
+        self._trace = Trace(group, self._run_dir) if train.trace else None
 
     def _resume(self) -> Found | None:
         """Go on from the newest checkpoint that is whole; return it, None where there is none. Collective."""
@@ -235,7 +241,12 @@ class Trainer:
             self._progress.count(step)
             self._log(step)
             best = self._validation_is_due() and self._validate()
-            notices = exchange(self._group, self._saver, self._cadence, self.run.step, stop=stop.requested)
+            compare = self._trace is not None and self._trace.wants_clocks_compared
+            notices = exchange(
+                self._group, self._saver, self._cadence, self.run.step, stop=stop.requested, compare_clocks=compare
+            )
+            if self._trace is not None and notices & Notice.CLOCKS:
+                self._trace.compare_clocks()
             if news := self._saver.news():
                 self._report.say(news)
             if notices & Notice.STOP:
