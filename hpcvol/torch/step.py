@@ -115,7 +115,8 @@ class Step:
         weight = unit.num_samples if weight is None else integer_weight(weight)
         loss = scalar_loss(loss)
         if self._probed is not None:
-            self._probed.append(self._digest(unit, loss, weight))
+            with tracing.span("backward", unit=unit.index):
+                self._probed.append(self._digest(unit, loss, weight))
             return
         means = {name: scalar(value) for name, value in (metrics or {}).items()}
         self._records[unit.index] = UnitRecord(self._run.member, weight, scalar(loss), means)

@@ -7,6 +7,8 @@ from hpcvol.comm.clock import ClockOffset
 # While a correction is worked in, a second is at most a thousandth longer or shorter.
 _LARGEST_SLEW = 1e-3
 _LEAST_SLEW_NS = 1_000_000_000
+# What NTP may do to a clock on top of a crystal's own 50 µs a second.
+_LARGEST_DRIFT = 5e-4
 
 
 class AlignedClock:
@@ -43,6 +45,7 @@ class AlignedClock:
         """
         predicted = self.offset(now_ns)
         drift = (measured.offset_ns - self._last.offset_ns) / max(1, measured.at_ns - self._last.at_ns)
+        drift = max(-_LARGEST_DRIFT, min(drift, _LARGEST_DRIFT))
         missing = measured.offset_ns + round(drift * (now_ns - measured.at_ns)) - predicted
         self._last = measured
         if abs(missing) <= measured.error_ns:

@@ -67,7 +67,7 @@ class Trace:
         with together(group, "opening the trace"), writing(self._path):
             self._place.open(self._path)
         self._zero_ns = group.broadcast_object(tracing.now())
-        self._clock = AlignedClock(compare_clocks(group))
+        self._clock = AlignedClock(compare_clocks(group, tracing.now))
         self._member = group.members[group.rank]
         self._tracks = {_MAIN: 0}
         self._place.label(trace_events.name_thread(self._member, 0, "main"))
@@ -88,7 +88,7 @@ class Trace:
     def compare_clocks(self) -> None:
         """Compare clocks again, because they drift apart."""
         began_ns = tracing.now()
-        measured = compare_clocks(self._group)
+        measured = compare_clocks(self._group, tracing.now)
         with self._lock:
             now_ns = tracing.now()
             off_ns = measured.offset_ns - self._clock.offset(measured.at_ns)
@@ -100,6 +100,7 @@ class Trace:
         """End the trace: one small file. What goes wrong is a warning; what was written stays."""
         self.compare_clocks()
         self.close()
+        self._group.barrier()  # nobody writes any more
         try:
             self._join()
         except HpcvolError as error:

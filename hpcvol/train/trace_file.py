@@ -61,7 +61,7 @@ class Place:
     def __init__(self, start: int, nbytes: int) -> None:
         self.has_kept_first = False
         self.has_dropped = False
-        self._start = start
+        self.start = start
         self._num_blocks = nbytes // BLOCK_NBYTES
         if self._num_blocks < _LEAST_BLOCKS:
             raise ValueError(f"a place of {nbytes} bytes: expected {_LEAST_BLOCKS * BLOCK_NBYTES} or more")
@@ -108,7 +108,7 @@ class Place:
 
     def _write(self, index: int, content: bytes) -> None:
         if self._descriptor is not None:
-            os.pwrite(self._descriptor, _padded(content), self._start + index * BLOCK_NBYTES)
+            os.pwrite(self._descriptor, _padded(content), self.start + index * BLOCK_NBYTES)
 
 
 def compact(path: Path, others: Sequence[Path] = ()) -> None:
