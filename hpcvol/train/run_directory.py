@@ -169,7 +169,7 @@ class RunDirectory:
                 path.unlink(missing_ok=True)
         if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
             folder.rmdir()
-        for name in (TRACE_NAME, PREVIOUS_TRACE_NAME, METRICS_NAME, CONFIG_NAME):
+        for name in (METRICS_NAME, TRACE_NAME, PREVIOUS_TRACE_NAME, CONFIG_NAME):
             (self.path / name).unlink(missing_ok=True)
 
 

@@ -28,7 +28,9 @@ def fields(state: dict[str, Any], nested: tuple[str, ...] = ()) -> Iterator[str]
 
 
 def test_every_file_and_field(project: Project) -> None:
-    assert project.train("run", "checkpoint.every_steps=4", "train.validate_every_steps=4", "checkpoint.keep=1")
+    assert project.train(
+        "run", "checkpoint.every_steps=4", "train.validate_every_steps=4", "checkpoint.keep=1", "train.trace=true"
+    )
     run = project.folder / "run"
     found = {
         f"{path.relative_to(run)}{'/' if path.is_dir() and not path.is_symlink() else ''}" for path in run.iterdir()

@@ -235,9 +235,10 @@ Trainer(load_config(job, ["train.trace=true", "train.steps=9"]), run).fit()
 """
 
 
+@pytest.mark.limit_seconds(130)
 def test_a_member_that_is_killed_leaves_a_whole_trace(project: Project, run_ranks: RunRanks) -> None:
     run = project.folder / "run"
-    done = run_ranks(2, ["-c", KILLED, str(project.job), str(run)])
+    done = run_ranks(2, ["-c", KILLED, str(project.job), str(run)], seconds=100)
     assert done.returncode != 0
     assert "member 1 is killed, traced: 1" in done.stdout
     trace = read_trace(run / "trace.json")
