@@ -47,6 +47,7 @@ NAMES = (
     "split",
     "exact_mean",
     "exit",
+    "compare_clocks",
 )
 DTYPES = ("", "float32", "float64", "float16", "bfloat16", "int32", "int64", "uint8")
 OPS = ("", "sum", "mean", "min", "max", "product")

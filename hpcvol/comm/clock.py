@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hpcvol.comm.calls import Call
 from hpcvol.comm.group import Group
+from hpcvol.comm.messages import Messages
 
-_TAG = 17
 _ROUND_TRIPS = 16
 
 
@@ -43,23 +44,40 @@ def compare_clocks(group: Group, clock: Callable[[], int] = time.monotonic_ns) -
         group: all of its ranks call this.
         clock: this rank's, in ns.
 
+    Raises:
+        HpcvolError: another member died, or is in another call.
+
     References:
         Cristian, "Probabilistic clock synchronization", Distributed Computing 3 (1989).
     """
+    group.calls.begin(Call.of("compare_clocks"))
+    try:
+        with Messages(group) as messages:
+            measured = _answer(group, messages, clock) if group.rank == 0 else _ask(messages, clock)
+    except BaseException:
+        group.calls.abandoned = True
+        raise
+    group.calls.end()
+    return measured
+
+
+def _answer(group: Group, messages: Messages, clock: Callable[[], int]) -> ClockOffset:
     word = np.zeros(1, np.int64)
-    communicator = group.communicator
-    if group.rank == 0:
-        for rank in range(1, group.size):
-            for _ in range(_ROUND_TRIPS):
-                communicator.Recv(word, rank, _TAG)
-                word[0] = clock()
-                communicator.Send(word, rank, _TAG)
-        return ClockOffset(0, 0, clock())
+    for rank in range(1, group.size):
+        for _ in range(_ROUND_TRIPS):
+            messages.wait(messages.receive(word, rank))
+            word[0] = clock()
+            messages.wait(messages.send(word, rank))
+    return ClockOffset(0, 0, clock())
+
+
+def _ask(messages: Messages, clock: Callable[[], int]) -> ClockOffset:
+    word = np.zeros(1, np.int64)
     trips = []
     for _ in range(_ROUND_TRIPS):
         sent = clock()
-        communicator.Send(word, 0, _TAG)
-        communicator.Recv(word, 0, _TAG)
+        messages.wait(messages.send(word, 0))
+        messages.wait(messages.receive(word, 0))
         received = clock()
         trips.append((received - sent, int(word[0]) - (sent + received) // 2))
     round_trip, offset = min(trips)
