@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from digits_project import EXAMPLES, Project, make_project, what_decides
 from lab import MakeHosts
+from trace_reader import check_spans, read_trace
 
 from hpcvol.data import build_dataset
 
@@ -28,7 +29,8 @@ def test_a_run_survives_the_loss_of_the_only_disk_that_had_its_project(make_host
     never = make_project(tmp_path / "never", data)
 
     def train(steps: int) -> str:
-        arguments = [str(seen / "job.toml"), "--set", "checkpoint.copies=2", "--set", f"train.steps={steps}"]
+        settings = ("checkpoint.copies=2", "train.trace=true", f"train.steps={steps}")
+        arguments = [str(seen / "job.toml"), *(word for one in settings for word in ("--set", one))]
         launch = hosts.launch_command({"h0": 1, "h1": 1}, [sys.executable, "-m", "hpcvol.cli", "train", *arguments])
         done = hosts.run("h0", launch.argv, variables=launch.environment, seconds=SECONDS)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -41,6 +43,11 @@ def test_a_run_survives_the_loss_of_the_only_disk_that_had_its_project(make_host
     runs = [Project(disk) for disk in disks]
     assert [run.steps("runs/job") for run in runs] == [[3], [3]]
     assert {path.name for path in disks[1].iterdir()} == {"runs"}  # nothing of the project is left on h1
+    trace = read_trace(disks[0] / "runs" / "job" / "trace.json")
+    assert trace.members == ["member 0 (h0)", "member 1 (h1)"]
+    assert [len(trace.named("step", member)) for member in trace.members] == [3, 3]
+    check_spans(trace)
+    assert not list(disks[1].rglob("*trace*"))
 
     shutil.rmtree(disks[0] / "runs")
     said = train(6)
