@@ -1,8 +1,8 @@
-"""Minimum and maximum of floats as their bits: one answer whatever the order of the operands, NaN and zeros included.
+"""Floats as integers of the same order, so that whoever can compare integers can take minimum or maximum of floats.
 
 Floats of one sign are ordered as their bits are, read as integers; flipping all but the sign of the negative ones
-orders all of them, -0 below +0. A NaN wins over every number, and all NaNs become one. So minimum and maximum are
-associative and commutative to the bit, and every algorithm gives the same bits on every rank.
+orders all of them, -0 below +0. All NaNs become one number, the least or the largest, so that they win. Minimum and
+maximum are then associative and commutative to the bit.
 
 In all functions bits are int16, int32 or int64[n]; `infinity` and `largest` are of the same dtype: the bits of infinity
 in that format of floats, and the largest integer, which masks the sign and is the NaN that others become.
@@ -11,26 +11,6 @@ in that format of floats, and the largest integer, which masks the sign and is t
 from numba import njit
 
 _SIGN_SHIFT = 63  # Numba widens what it shifts to 64 bits first
-
-
-@njit(nogil=True, cache=True)
-def least(a, b, out, infinity, largest):  # type: ignore[no-untyped-def]
-    """Write the lesser of `a` and `b` to `out`, which may be either of them."""
-    x, y, result = a[: out.size], b[: out.size], out[: out.size]
-    for i in range(out.size):
-        p, q = x[i], y[i]
-        lesser = p if (p ^ ((p >> _SIGN_SHIFT) & largest)) < (q ^ ((q >> _SIGN_SHIFT) & largest)) else q
-        result[i] = largest if max(p & largest, q & largest) > infinity else lesser
-
-
-@njit(nogil=True, cache=True)
-def greatest(a, b, out, infinity, largest):  # type: ignore[no-untyped-def]
-    """Write the greater of `a` and `b` to `out`, which may be either of them."""
-    x, y, result = a[: out.size], b[: out.size], out[: out.size]
-    for i in range(out.size):
-        p, q = x[i], y[i]
-        greater = p if (p ^ ((p >> _SIGN_SHIFT) & largest)) > (q ^ ((q >> _SIGN_SHIFT) & largest)) else q
-        result[i] = largest if max(p & largest, q & largest) > infinity else greater
 
 
 @njit(nogil=True, cache=True)

@@ -1,8 +1,8 @@
-"""Half-precision vectors: bfloat16 and float16 as their bits, uint16. Arithmetic is in float32 and rounded once.
+"""Half-precision vectors, bfloat16 and float16 as their bits (uint16), to float32 and back.
 
-Numba knows neither type on a CPU, and NumPy's loops over float16 are several times slower than memory. The conversions
-are integer operations on the bits, so that they vectorise on any instruction set: rounding to nearest, ties to even;
-subnormal numbers are kept; any NaN becomes the quiet one.
+NumPy's conversions are several times slower than memory. These are integer operations on the bits, so that they
+vectorise on any instruction set. Rounding is to nearest, ties to even; subnormal numbers are kept; any NaN becomes the
+quiet one.
 """
 
 import numpy as np
@@ -29,7 +29,6 @@ _FLOAT16_OVERFLOWS = np.uint32((127 + 16) << 23)  # 2^16 in float32
 _FLOAT16_NORMAL = np.uint32((127 - 14) << 23)  # 2^-14
 _FLOAT16_ALIGN = np.float32(0.5)  # its unit in the last place is the least subnormal float16
 _FLOAT16_ALIGN_BITS = np.uint32(126 << 23)
-_BLOCK_NUMEL = 1024  # one conversion at a time vectorises, three in one loop do not; blocks stay in cache
 
 
 @njit(nogil=True, cache=True, inline="always")
@@ -103,65 +102,3 @@ def narrow_float16(values, out):  # type: ignore[no-untyped-def]
     bits = out[: values.size]
     for i in range(values.size):
         bits[i] = _to_float16(values[i])
-
-
-@njit(nogil=True, cache=True)
-def add_bfloat16(a, b, out):  # type: ignore[no-untyped-def]
-    """Write a + b to `out`; all are uint16[n], the bits of bfloat16. `out` may be either of the others."""
-    x, y, result = a[: out.size], b[: out.size], out[: out.size]
-    for i in range(out.size):
-        result[i] = _to_bfloat16(_from_bfloat16(x[i]) + _from_bfloat16(y[i]))
-
-
-@njit(nogil=True, cache=True)
-def multiply_bfloat16(a, b, out):  # type: ignore[no-untyped-def]
-    """Write a · b to `out`; all are uint16[n], the bits of bfloat16. `out` may be either of the others."""
-    x, y, result = a[: out.size], b[: out.size], out[: out.size]
-    for i in range(out.size):
-        result[i] = _to_bfloat16(_from_bfloat16(x[i]) * _from_bfloat16(y[i]))
-
-
-@njit(nogil=True, cache=True)
-def divide_bfloat16(bits, divisor):  # type: ignore[no-untyped-def]
-    """Divide `bits: uint16[n]`, those of bfloat16, by the float32 `divisor`, in place."""
-    result = bits[: bits.size]
-    for i in range(bits.size):
-        result[i] = _to_bfloat16(_from_bfloat16(result[i]) / divisor)
-
-
-@njit(nogil=True, cache=True)
-def add_float16(a, b, out):  # type: ignore[no-untyped-def]
-    """Write a + b to `out`; all are uint16[n], the bits of float16. `out` may be either of the others."""
-    wide, other = np.empty(_BLOCK_NUMEL, np.float32), np.empty(_BLOCK_NUMEL, np.float32)
-    for start in range(0, out.size, _BLOCK_NUMEL):
-        result = out[start : start + _BLOCK_NUMEL]
-        widen_float16(a[start : start + result.size], wide)
-        widen_float16(b[start : start + result.size], other)
-        for i in range(wide.size):
-            wide[i] += other[i]
-        narrow_float16(wide[: result.size], result)
-
-
-@njit(nogil=True, cache=True)
-def multiply_float16(a, b, out):  # type: ignore[no-untyped-def]
-    """Write a · b to `out`; all are uint16[n], the bits of float16. `out` may be either of the others."""
-    wide, other = np.empty(_BLOCK_NUMEL, np.float32), np.empty(_BLOCK_NUMEL, np.float32)
-    for start in range(0, out.size, _BLOCK_NUMEL):
-        result = out[start : start + _BLOCK_NUMEL]
-        widen_float16(a[start : start + result.size], wide)
-        widen_float16(b[start : start + result.size], other)
-        for i in range(wide.size):
-            wide[i] *= other[i]
-        narrow_float16(wide[: result.size], result)
-
-
-@njit(nogil=True, cache=True)
-def divide_float16(bits, divisor):  # type: ignore[no-untyped-def]
-    """Divide `bits: uint16[n]`, those of float16, by the float32 `divisor`, in place."""
-    wide = np.empty(_BLOCK_NUMEL, np.float32)
-    for start in range(0, bits.size, _BLOCK_NUMEL):
-        result = bits[start : start + _BLOCK_NUMEL]
-        widen_float16(result, wide)
-        for i in range(wide.size):
-            wide[i] /= divisor
-        narrow_float16(wide[: result.size], result)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from hpcvol.collectives.slices import pieces
 from hpcvol.comm.vectors import Op, Vector
 
 
@@ -36,7 +37,7 @@ def combiner(op: Op, dtype: "np.dtype[Any]") -> Combine:
     """Return the function that combines two vectors of `dtype`. A mean is combined as a sum and divided at the end."""
     if dtype.kind == "i" or (op not in ("min", "max") and dtype.name not in HALF):
         return _NUMPY[op]
-    return _extreme(op, dtype) if op in ("min", "max") else _half(op, dtype)
+    return _compiled(op, dtype)
 
 
 def finish(op: Op, vector: Vector, num_terms: int) -> None:
@@ -44,12 +45,30 @@ def finish(op: Op, vector: Vector, num_terms: int) -> None:
     if op != "mean" or not vector.size:
         return
     if vector.dtype.name in HALF:
-        from hpcvol.kernels import half
-
-        divide = half.divide_bfloat16 if vector.dtype.name == "bfloat16" else half.divide_float16
-        divide(vector.view(np.uint16), np.float32(num_terms))
+        for piece in pieces(vector):
+            wide = widened(piece)
+            wide /= num_terms
+            narrow(wide, piece)
     else:
         np.divide(vector, num_terms, out=vector)
+
+
+def widened(vector: Vector) -> Vector:
+    """Return a vector of a half type in float32."""
+    from hpcvol.kernels import half
+
+    wide = np.empty(vector.size, np.float32)
+    kernel = half.widen_bfloat16 if vector.dtype.name == "bfloat16" else half.widen_float16
+    kernel(vector.view(np.uint16), wide)
+    return wide
+
+
+def narrow(wide: Vector, out: Vector) -> None:
+    """Write a float32 vector, rounded, to one of a half type."""
+    from hpcvol.kernels import half
+
+    kernel = half.narrow_bfloat16 if out.dtype.name == "bfloat16" else half.narrow_float16
+    kernel(wide, out.view(np.uint16))
 
 
 class OrderedIntegers:
@@ -80,29 +99,15 @@ class OrderedIntegers:
         extremes.from_integers(integers, self._largest, self._nan)
 
 
-def _extreme(op: Op, dtype: "np.dtype[Any]") -> Combine:
-    from hpcvol.kernels import extremes
+def _compiled(op: Op, dtype: "np.dtype[Any]") -> Combine:
+    from hpcvol.kernels.combine import MAX, MIN, PRODUCT, SUM
+    from hpcvol.kernels.pairs import PAIR
 
-    kernel = extremes.least if op == "min" else extremes.greatest
-    integer = np.dtype(f"i{dtype.itemsize}")
-    infinity, largest = _masks(dtype)
-
-    def combine(a: Vector, b: Vector, /, *, out: Vector) -> None:
-        kernel(a.view(integer), b.view(integer), out.view(integer), infinity, largest)
-
-    return combine
-
-
-def _half(op: Op, dtype: "np.dtype[Any]") -> Combine:
-    from hpcvol.kernels import half
-
-    if dtype.name == "bfloat16":
-        kernel = half.multiply_bfloat16 if op == "product" else half.add_bfloat16
-    else:
-        kernel = half.multiply_float16 if op == "product" else half.add_float16
+    kernel = PAIR[dtype.name]
+    code = {"sum": SUM, "mean": SUM, "min": MIN, "max": MAX, "product": PRODUCT}[op]
 
     def combine(a: Vector, b: Vector, /, *, out: Vector) -> None:
-        kernel(a.view(np.uint16), b.view(np.uint16), out.view(np.uint16))
+        kernel(code, a.ctypes.data, b.ctypes.data, out.ctypes.data, out.nbytes)
 
     return combine
 

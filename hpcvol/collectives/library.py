@@ -1,10 +1,6 @@
 """All-reduce by the MPI library's own MPI_Allreduce."""
 
-from collections.abc import Callable
-
-import numpy as np
-
-from hpcvol.collectives.combine import HALF, OrderedIntegers, finish
+from hpcvol.collectives.combine import HALF, OrderedIntegers, finish, narrow, widened
 from hpcvol.collectives.slices import pieces
 from hpcvol.comm.group import Group
 from hpcvol.comm.vectors import Op, Vector, reduce_everywhere
@@ -37,18 +33,8 @@ def allreduce(group: Group, vector: Vector, op: Op) -> None:
 
 
 def _in_float32(group: Group, vector: Vector, op: Op) -> None:
-    widen, narrow = _conversions(vector.dtype.name)
     for piece in pieces(vector):
-        wide = np.empty(piece.size, np.float32)
-        widen(piece.view(np.uint16), wide)
+        wide = widened(piece)
         reduce_everywhere(group, wide, "sum" if op == "mean" else op)
         finish(op, wide, group.size)
-        narrow(wide, piece.view(np.uint16))
-
-
-def _conversions(name: str) -> tuple[Callable[[Vector, Vector], None], Callable[[Vector, Vector], None]]:
-    from hpcvol.kernels import half
-
-    if name == "bfloat16":
-        return half.widen_bfloat16, half.narrow_bfloat16
-    return half.widen_float16, half.narrow_float16
+        narrow(wide, piece)

@@ -1,4 +1,4 @@
-"""Half-precision arithmetic on bits, against ml_dtypes and NumPy."""
+"""Conversions of half-precision numbers by their bits, against ml_dtypes and NumPy."""
 
 from typing import Any
 
@@ -46,28 +46,3 @@ def test_narrowing_rounds_to_nearest_even(dtype: "np.dtype[Any]") -> None:
         bits = np.empty(values.size, np.uint16)
         kernel("narrow", dtype)(values, bits)
         assert_same(bits, values.astype(dtype))
-
-
-@by_format
-@pytest.mark.parametrize("op", ["add", "multiply"])
-@pytest.mark.parametrize("numel", [0, 1, 1023, 5000])
-def test_combining_is_float32_rounded_once(dtype: "np.dtype[Any]", op: str, numel: int) -> None:
-    random = np.random.default_rng(numel)
-    a, b = (random.integers(0, 1 << 16, numel).astype(np.uint16) for _ in range(2))
-    wide = [bits.view(dtype).astype(np.float32) for bits in (a, b)]
-    with np.errstate(all="ignore"):
-        expected = (wide[0] + wide[1] if op == "add" else wide[0] * wide[1]).astype(dtype)
-    out = np.empty_like(a)
-    kernel(op, dtype)(a, b, out)
-    assert_same(out, expected)
-    kernel(op, dtype)(a, b, b)  # in place
-    assert_same(b, expected)
-
-
-@by_format
-def test_dividing_rounds_once(dtype: "np.dtype[Any]") -> None:
-    bits = np.arange(1 << 16, dtype=np.uint16)
-    with np.errstate(all="ignore"):
-        expected = (bits.view(dtype).astype(np.float32) / np.float32(3)).astype(dtype)
-    kernel("divide", dtype)(bits, np.float32(3))
-    assert_same(bits, expected)
