@@ -1,4 +1,4 @@
-"""Two vectors combined into a third, where NumPy is slow or leaves open what comes out: half types, minima of floats."""
+"""Two vectors combined into a third, where NumPy is slow or leaves open what comes out: half types, extremes."""
 
 import numpy as np
 from numba import njit
