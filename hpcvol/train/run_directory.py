@@ -10,6 +10,7 @@ from hpcvol.errors import ConfigError
 from hpcvol.train.checkpoint_files import BEST, checkpoints_in
 from hpcvol.train.completion import SUMMARY_NAME, Completion
 from hpcvol.train.config import Config, differences, load_config, to_toml
+from hpcvol.train.cost_table import COLLECTIVES_NAME
 from hpcvol.train.files import write_whole, writing
 
 CONFIG_NAME = "config.toml"
@@ -169,7 +170,7 @@ class RunDirectory:
                 path.unlink(missing_ok=True)
         if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
             folder.rmdir()
-        for name in (METRICS_NAME, TRACE_NAME, PREVIOUS_TRACE_NAME, CONFIG_NAME):
+        for name in (METRICS_NAME, TRACE_NAME, PREVIOUS_TRACE_NAME, COLLECTIVES_NAME, CONFIG_NAME):
             (self.path / name).unlink(missing_ok=True)
 
 

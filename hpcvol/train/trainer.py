@@ -26,6 +26,7 @@ from hpcvol.train.cadence import Cadence
 from hpcvol.train.checkpoint import Checkpoints
 from hpcvol.train.completion import SUMMARY_NAME
 from hpcvol.train.config import Config
+from hpcvol.train.cost_table import keep_costs, recall_costs
 from hpcvol.train.files import finite, write_whole, writing
 from hpcvol.train.notices import Notice, exchange
 from hpcvol.train.optimizers import learning_rate_factor
@@ -139,6 +140,7 @@ class Trainer:
             make_deterministic(device)
         self._numerics = distinct(group.gather_objects(numerics_class()))
         self._data = open_data(config, group)
+        recall_costs(group, self._run_dir, fresh=self._fresh)
         with together(group, "building the model"):
             model = build_model(config).to(device)
             optimizer = build_optimizer(config, model)
@@ -174,6 +176,7 @@ class Trainer:
         if resumed is None and config.model.weights is not None:
             start_from(self.run, Path(config.model.weights))
         self._copies.begin()
+        keep_costs(group, self._run_dir, config.comm.algorithm, keeps=keeps)
         if resumed is not None:
             self._copies.take_metrics(resumed.owner)
         self._resumed_samples = self._progress.samples

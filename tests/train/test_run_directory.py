@@ -93,7 +93,7 @@ def test_a_folder_without_permission_is_one_error(project: Project) -> None:
         project.train("locked/run")
 
 
-@pytest.mark.parametrize("deleted", range(5))
+@pytest.mark.parametrize("deleted", range(6))
 def test_a_kill_while_starting_over_leaves_a_run(
     project: Project, monkeypatch: pytest.MonkeyPatch, deleted: int
 ) -> None:
@@ -115,7 +115,7 @@ def test_a_kill_while_starting_over_leaves_a_run(
         patch.setattr(Path, "unlink", dying)
         with pytest.raises(MemberError, match="Killed"):
             project.trainer("run", fresh=True)
-    files = ["summary.json", "metrics.jsonl", "trace.json", "trace.previous.json", "config.toml"]
+    files = ["summary.json", "metrics.jsonl", "trace.json", "trace.previous.json", "collectives.json", "config.toml"]
     assert struck == files[: deleted + 1]
     assert project.train("run", fresh=True)
     assert project.summary("run")["completed"]
