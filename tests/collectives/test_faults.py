@@ -1,7 +1,7 @@
 """A rank that is killed inside a collective: every other rank gets an error that says so, and none waits for ever.
 
-Under Open MPI with fault tolerance, where ranks outlive the death of others: one launch strikes in every algorithm, each
-over a group of its own. The rank that dies strikes at a message in the middle of the call.
+Under Open MPI with fault tolerance, where ranks outlive the death of others. The rank that dies does so at a message in
+the middle of the call.
 """
 
 import json
