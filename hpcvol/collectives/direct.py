@@ -23,6 +23,7 @@ class SharedVector:
     Attributes:
         mine: this rank's vector, 64-byte aligned, zero at first.
         of: the vectors of all ranks of the node, by node rank.
+        addresses: int64[ranks of the node], where each of `of` begins in this process.
         node: the ranks of the node.
     """
 
@@ -32,6 +33,7 @@ class SharedVector:
         self.node = group.node
         self.of: tuple[Vector, ...] = tuple(part.view(dtype) for part in memory.of)
         self.mine: Vector = self.of[self.node.rank]
+        self.addresses = memory.addresses
         self._memory = memory
         self._calls = self.node.calls
         self._plan = direct.plan_of(self.node.rank, self._calls.addresses, memory.addresses)

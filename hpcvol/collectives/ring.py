@@ -15,7 +15,7 @@ from hpcvol.comm.messages import Message, Messages
 from hpcvol.comm.vectors import Op, Vector
 
 
-def allreduce(group: Group, vector: Vector, op: Op) -> None:
+def allreduce(group: Group, vector: Vector, op: Op, exchanging: type[Messages] = Messages) -> None:
     """Replace `vector` by its element-wise `op` over all ranks of `group`. Collective, in place.
 
     The vector is cut into one chunk a rank. In the first round trip each chunk collects the values of all ranks as it
@@ -25,13 +25,19 @@ def allreduce(group: Group, vector: Vector, op: Op) -> None:
     Same bits on all ranks: every chunk is combined along one path, in the order of ranks, and then only copied.
 
     Cost, for n ranks: each sends 2 (n - 1) / n of the vector's bytes, in 2 (n - 1) messages or more.
+
+    Args:
+        group: all of its ranks call this with the same operation, length and dtype.
+        vector: as for `hpcvol.collectives.allreduce`.
+        op: likewise.
+        exchanging: what messages are like.
     """
     if group.size == 1:
         return
     combine = combiner(op, vector.dtype)
     chunks = [vector[start:stop] for start, stop in even_bounds(vector.size, group.size)]
     right, left, last = (group.rank + 1) % group.size, (group.rank - 1) % group.size, group.size - 1
-    with Messages(group) as messages:
+    with exchanging(group) as messages:
         # By chunk, because a piece that was sent may not be overwritten before it has left.
         sent: dict[int, list[Message]] = defaultdict(list)
 

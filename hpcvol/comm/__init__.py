@@ -9,7 +9,7 @@ from hpcvol.comm.group import Group
 from hpcvol.comm.launch import Launch, launch_command
 from hpcvol.comm.launcher import under_launcher
 from hpcvol.comm.sharing import ABSENT, Sharing, shared
-from hpcvol.comm.startup import start
+from hpcvol.comm.startup import start, threads_may_communicate
 
 __all__ = [
     "ABSENT",
@@ -21,6 +21,7 @@ __all__ = [
     "launch_command",
     "shared",
     "start",
+    "threads_may_communicate",
     "together",
     "under_launcher",
 ]

@@ -30,10 +30,10 @@ _given_up: "list[MPI.Request]" = []
 class Message:
     """One message on its way: wait for it with `Messages.wait`."""
 
-    def __init__(self, request: "MPI.Request", peer: int, expected_nbytes: int | None) -> None:
+    def __init__(self, request: "MPI.Request", peer: int, vector: Vector | None = None) -> None:
         self.request = request
         self.peer = peer
-        self.expected_nbytes = expected_nbytes  # None for one that is sent
+        self.vector = vector  # where it arrives; None for one that is sent
 
 
 class Messages:
@@ -75,12 +75,12 @@ class Messages:
     def send(self, vector: Vector, destination: int) -> Message:
         """Start to send `vector` to rank `destination`."""
         request = self._communicator.Isend([vector.view(np.uint8), self._byte], destination, self._tag)
-        return self._opened(Message(request, destination, None))
+        return self._opened(Message(request, destination))
 
     def receive(self, vector: Vector, source: int) -> Message:
         """Start to receive `vector` from rank `source`, which sends as many bytes."""
         request = self._communicator.Irecv([vector.view(np.uint8), self._byte], source, self._tag)
-        return self._opened(Message(request, source, vector.nbytes))
+        return self._opened(Message(request, source, vector))
 
     def wait(self, message: Message) -> None:
         """Wait until a message has arrived, or the memory of a sent one may change. A second time returns at once."""
@@ -89,17 +89,20 @@ class Messages:
         done = self._test_of(message)
         if not done():
             self._group.waiting.until(done, self._group.poll)
-        if message.expected_nbytes is not None:
-            found = self._status.Get_count(self._byte)
-            if found != message.expected_nbytes:
-                raise MismatchError(
-                    f"{self._group.name_of(message.peer)} sent {found} bytes where {self._group.name_of_me} expected "
-                    f"{message.expected_nbytes}: give all members the same counts and dtypes"
-                )
+        if message.vector is not None:
+            self.take(message.vector, self._status.Get_count(self._byte), message.peer)
+
+    def take(self, vector: Vector, nbytes: int, source: int) -> None:
+        """Accept a message of `nbytes` from rank `source` that has arrived in `vector`."""
+        if nbytes != vector.nbytes:
+            raise MismatchError(
+                f"{self._group.name_of(source)} sent {nbytes} bytes where {self._group.name_of_me} expected "
+                f"{vector.nbytes}: give all members the same counts and dtypes"
+            )
 
     def _test_of(self, message: Message) -> Callable[[], bool]:
         request, status = message.request, self._status
-        return request.Test if message.expected_nbytes is None else lambda: request.Test(status)
+        return request.Test if message.vector is None else lambda: request.Test(status)
 
     def _opened(self, message: Message) -> Message:
         self._open.append(message)
@@ -125,7 +128,7 @@ class Messages:
         for message in self._open:
             if message.request:
                 _given_up.append(message.request)
-                if message.expected_nbytes is not None:
+                if message.vector is not None:
                     with suppress(Exception):  # of a communicator on which nothing works any more
                         message.request.Cancel()
 

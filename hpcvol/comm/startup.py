@@ -45,6 +45,13 @@ def start() -> Group:
     return _world
 
 
+def threads_may_communicate() -> bool:
+    """Return whether this MPI takes calls from two threads at a time. Local."""
+    from mpi4py import MPI
+
+    return bool(MPI.Query_thread() == MPI.THREAD_MULTIPLE)
+
+
 def _load() -> None:
     """Load the MPI library, and leave starting it to `_initialise`: a wrong launcher can make MPI_Init kill us."""
     import mpi4py

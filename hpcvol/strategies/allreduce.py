@@ -1,39 +1,45 @@
 """All-reduce: every step, every rank ends with the sum of all ranks' vectors."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hpcvol import tracing
-from hpcvol.collectives import Algorithm, Vector, allreduce, check_algorithm
+from hpcvol.collectives import Algorithm, allreduce, check_algorithm, exact_mean
+from hpcvol.collectives.direct import SharedVector, share
 from hpcvol.comm import Group
-from hpcvol.kernels import fixed_point
-from hpcvol.strategies.reducer import Blocks, Buckets, ExactReducer, FloatReducer
+from hpcvol.strategies.between import Between
+from hpcvol.strategies.exact_reducers import ExactBetween, NodeExact, PlainExact
+from hpcvol.strategies.float_reducers import FloatsBetween, NodeFloats, PlainFloats
+from hpcvol.strategies.in_turn import InTurn
+from hpcvol.strategies.reducer import Buckets, ExactReducer, FloatReducer
 
 BUCKET_NBYTES = 4 * 2**20
 
 
-@dataclass(frozen=True)
 class AllReduce:
     """Combine vectors of all ranks of `group` in place; all ranks end with the same bits.
 
+    Gradients lie in memory that the ranks of a node share and are combined there; between nodes bucket after bucket,
+    while the backward pass computes the next. With another algorithm than "auto" and "hierarchical", and where ranks of
+    a node cannot share memory, they are combined by that algorithm at the end of the step.
+
     Args:
         group: the live ranks.
-        algorithm: as for `hpcvol.collectives.allreduce` (`comm.algorithm`).
+        algorithm: as `comm.algorithm`.
         bucket_nbytes: how many bytes of gradients are combined at once (`comm.bucket_nbytes`).
 
     Raises:
         ConfigError: an algorithm that cannot work over the group.
     """
 
-    group: Group
-    algorithm: Algorithm = "auto"
-    bucket_nbytes: int = BUCKET_NBYTES
-
-    def __post_init__(self) -> None:
-        check_algorithm(self.group, self.algorithm)
+    def __init__(self, group: Group, algorithm: Algorithm = "auto", bucket_nbytes: int = BUCKET_NBYTES) -> None:
+        check_algorithm(group, algorithm)
+        self.group = group
+        self.algorithm: Algorithm = algorithm
+        self.bucket_nbytes = bucket_nbytes
+        self._turns: InTurn | None = None
 
     def sum(self, vector: NDArray[Any]) -> None:
         """Replace `vector` by the sum over ranks. Collective, in place."""
@@ -45,45 +51,48 @@ class AllReduce:
         with tracing.span("all-reduce max", nbytes=vector.nbytes):
             allreduce(self.group, vector, op="max", algorithm=self.algorithm)
 
-    def floats(self, numel: int, dtype: np.dtype[Any], buckets: Buckets) -> FloatReducer:
+    def floats(self, numel: int, dtype: "np.dtype[Any]", buckets: Buckets) -> FloatReducer:
         """Return what sums a step's gradients in floating point. Collective."""
-        return _Floats(self, numel, dtype, buckets)
+        group = self._group_of_gradients()
+        shared = self._shared(group, numel, dtype)
+        if shared is None:
+            return PlainFloats(self.group, self.algorithm, numel, dtype, buckets)
+        between = self._between(group, len(buckets))
+        return NodeFloats(shared) if between is None else FloatsBetween(shared, between, buckets)
 
-    def exact(self, numel: int, dtype: np.dtype[Any], buckets: Buckets) -> ExactReducer:
+    def exact(self, numel: int, dtype: "np.dtype[Any]", buckets: Buckets) -> ExactReducer:
         """Return what sums a step's gradients in integers and gives their means in `dtype`. Collective."""
-        return _Exact(self, numel, dtype, buckets)
+        group = self._group_of_gradients()
+        totals = self._shared(group, numel, np.dtype(np.int64))
+        means = self._shared(group, numel, dtype)
+        if totals is None or means is None:
+            return PlainExact(self.group, self.algorithm, numel, dtype, buckets)
+        exact_mean.compile_for(group, dtype)
+        between = self._between(group, len(buckets))
+        return NodeExact(totals, means) if between is None else ExactBetween(totals, means, between, buckets)
 
+    def close(self) -> None:
+        """End the thread that communicates, where there is one. Local."""
+        if self._turns is not None:
+            self._turns.close()
 
-class _Floats:
-    def __init__(self, strategy: AllReduce, numel: int, dtype: np.dtype[Any], buckets: Buckets) -> None:
-        self.vector: Vector = np.zeros(numel, dtype)
-        self._strategy = strategy
-        self._buckets = buckets
+    def _group_of_gradients(self) -> Group:
+        """Return the group over which gradients are combined: of several nodes, one of the thread's own."""
+        if self.group.node.size == self.group.size:
+            return self.group
+        if self._turns is None:
+            self._turns = InTurn(self.group)
+        return self._turns.group
 
-    def push(self, bucket: int) -> None:
-        """Nothing: all is combined at the end."""
+    def _shared(self, group: Group, numel: int, dtype: "np.dtype[Any]") -> SharedVector | None:
+        if self.algorithm not in ("auto", "hierarchical") or not numel:
+            return None
+        shared = share(group, numel, dtype)
+        return None if group.any(shared is None) else shared
 
-    def finish(self, weight: int) -> None:
-        for start, stop in self._buckets:
-            self._strategy.sum(self.vector[start:stop])
-        self.vector /= weight
-
-
-class _Exact:
-    def __init__(self, strategy: AllReduce, numel: int, dtype: np.dtype[Any], buckets: Buckets) -> None:
-        self.totals = np.zeros(numel, np.int64)
-        self.means: Vector = np.zeros(numel, dtype)
-        self._strategy = strategy
-        self._buckets = buckets
-
-    def push(self, bucket: int) -> None:
-        """Nothing: all is combined at the end."""
-
-    def drop(self) -> None:
-        """Nothing was combined."""
-
-    def finish(self, blocks: Blocks, weight: int) -> None:
-        total = self.totals.copy()
-        for start, stop in self._buckets:
-            self._strategy.sum(total[start:stop])
-        fixed_point.means(total, blocks.starts, blocks.numels, blocks.scales, float(weight), self.means)
+    def _between(self, group: Group, num_buckets: int) -> Between | None:
+        if self._turns is None:
+            return None
+        ready = share(group, num_buckets, np.int64)
+        assert ready is not None, "the ranks of a node share memory, or do not"
+        return Between(self._turns, ready)

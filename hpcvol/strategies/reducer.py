@@ -15,7 +15,7 @@ class Blocks:
     """The blocks of a flat vector of integers, each rounded under an exponent of its own.
 
     Attributes:
-        starts: int64[blocks], first element of each.
+        starts: int64[blocks], first element of each, ascending.
         numels: int64[blocks], elements of each.
         scales: float64[blocks], the power of two under which each was rounded.
     """
@@ -23,6 +23,11 @@ class Blocks:
     starts: NDArray[np.int64]
     numels: NDArray[np.int64]
     scales: NDArray[np.float64]
+
+    @property
+    def table(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+        """The three, as kernels take them."""
+        return self.starts, self.numels, self.scales
 
 
 class FloatReducer(Protocol):
@@ -40,6 +45,9 @@ class FloatReducer(Protocol):
 
     def finish(self, weight: int) -> None:
         """Replace `vector` by its sum over all members divided by `weight`. Collective; every bucket was pushed."""
+
+    def drop(self) -> None:
+        """Forget what was pushed: the step is given up. Collective; every bucket was pushed."""
 
 
 class ExactReducer(Protocol):

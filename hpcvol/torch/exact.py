@@ -171,7 +171,9 @@ class ExactSum:
 
     def finish(self, weight: int) -> None:
         """Make `mean` give Σ weight·x / Σ weight of every term; `weight` is the step's Σ weight. Collective."""
-        blocks = Blocks(self._cut.starts, self._cut.numels, self._scales)
+        blocks = Blocks(
+            self._cut.starts[self._cut.order], self._cut.numels[self._cut.order], self._scales[self._cut.order]
+        )
         if self._on_cpu:
             self._reducer.finish(blocks, weight)
             return
@@ -250,6 +252,7 @@ class _Cut:
     numels: NDArray[np.int64]
     term_of: NDArray[np.int64]
     first: NDArray[np.int64]  # int64[terms + 1], the first block of each term
+    order: NDArray[np.int64]  # the blocks in the order in which they lie
 
     @classmethod
     def of(cls, layout: Layout) -> "_Cut":
@@ -258,7 +261,8 @@ class _Cut:
         term_of = np.repeat(np.arange(len(counts)), counts)
         offsets = (np.arange(first[-1]) - first[term_of]) * BLOCK_NUMEL
         numels = np.minimum(np.array(layout.numels, np.int64)[term_of] - offsets, BLOCK_NUMEL)
-        return cls(np.array(layout.starts, np.int64)[term_of] + offsets, numels, term_of, first)
+        starts = np.array(layout.starts, np.int64)[term_of] + offsets
+        return cls(starts, numels, term_of, first, np.argsort(starts))
 
     @property
     def number(self) -> int:

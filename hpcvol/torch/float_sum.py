@@ -90,7 +90,9 @@ class FloatGradients:
         return True
 
     def drop(self) -> None:
-        """Nothing: `agree` never asks for another pass."""
+        """Collective: the step is given up."""
+        for flat in self._flats:
+            flat.drop()
 
     def finish(self, weight: int) -> None:
         """Leave Σ gradients / Σ weight in the parameters; None where no worker used one. Collective."""
@@ -150,6 +152,11 @@ class _Flat:
     def view(self, place: int) -> torch.Tensor:
         start = self._layout.starts[place]
         return self._tensor[start : start + self._layout.numels[place]].view(self._shapes[place])
+
+    def drop(self) -> None:
+        self.readiness.push_rest()
+        if self._on_cpu:
+            self._reducer.drop()
 
     def finish(self, weight: int) -> None:
         if not self._on_cpu:

@@ -119,7 +119,8 @@ class ExactGradients:
 
     def drop(self) -> None:
         """Collective: the step is computed again, or given up."""
-        for total in self.sums:
+        for total, readiness in zip(self.sums, self._readiness, strict=True):
+            readiness.push_rest()
             total.drop()
 
     def finish(self, weight: int) -> None:

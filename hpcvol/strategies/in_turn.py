@@ -1,0 +1,112 @@
+"""A thread that communicates beside the one that computes: jobs one after another, over a group of their own."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+from hpcvol.comm import Group, threads_may_communicate
+from hpcvol.comm.waiting import POLL_SECONDS, Spinning
+from hpcvol.errors import CommError
+
+Job = Callable[[], None]
+
+_LEAST_SECONDS = 50e-6
+_MOST_SECONDS = 1e-3
+
+
+class InTurn:
+    """Runs jobs in the order in which they are given, the same on all ranks. Made collectively.
+
+    Where this MPI does not allow two threads at a time to call it, jobs run when they are waited for.
+
+    Args:
+        group: the ranks that take part.
+
+    Attributes:
+        group: the same ranks again, for the jobs' communication alone.
+    """
+
+    def __init__(self, group: Group) -> None:
+        self.group = group.split(0)
+        self._waiting = _Waiting()
+        self.group.waiting = self._waiting
+        self._threaded = threads_may_communicate()
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._given = 0
+        self._done = 0
+        self._changed = threading.Condition()
+        self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+
+    def give(self, job: Job) -> None:
+        """Let `job` run after those that were given before. Local."""
+        self._given += 1
+        self._jobs.put(job)
+        if self._threaded and self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="hpcvol communication", daemon=True)
+            self._thread.start()
+
+    def wait(self) -> None:
+        """Wait until all jobs are done, and raise what one of them raised."""
+        self._waiting.hurry = True
+        try:
+            if not self._threaded:
+                while self._done < self._given:
+                    self._run(self._jobs.get())
+            with self._changed:
+                self._changed.wait_for(lambda: self._done == self._given)
+        finally:
+            self._waiting.hurry = False
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        """End the thread; jobs that are not done are given up. Local."""
+        self._waiting.closed = True
+        self._jobs.put(None)
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            self._run(job)
+
+    def _run(self, job: Job | None) -> None:
+        try:
+            # After an error the ranks are no longer at the same place; what follows would only wait.
+            if job is not None and self._error is None:
+                job()
+        except BaseException as error:
+            self._error = error
+        with self._changed:
+            self._done += 1
+            self._changed.notify_all()
+
+
+class _Waiting:
+    """Sleeps between two looks while another thread computes, and hurries when that has come to wait.
+
+    A wait inside the MPI library, or a look without pause, would take half of the core.
+    """
+
+    def __init__(self) -> None:
+        self.hurry = False
+        self.closed = False
+
+    def until(self, done: Callable[[], bool], poll: Callable[[], None]) -> None:
+        """Wait as `hpcvol.comm.waiting.Waiting` says."""
+        pause, slept = _LEAST_SECONDS, 0.0
+        while not done():
+            if self.closed:
+                raise CommError("the run was closed while its gradients were on their way")
+            if self.hurry:
+                Spinning().until(done, poll)
+                return
+            time.sleep(pause)
+            slept += pause
+            pause = min(2 * pause, _MOST_SECONDS)
+            if slept > POLL_SECONDS:
+                poll()
+                slept = 0.0
