@@ -22,7 +22,7 @@ def narrow(values, out):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def widen(values, out):  # type: ignore[no-untyped-def]
-    """Write `values` to `out`, which may begin at the same address: from the end, so that nothing is overwritten unread.
+    """Write `values` to `out`, which may begin at the same address: the last one first, so that none is lost.
 
     Args:
         values: int32[n].

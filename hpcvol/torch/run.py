@@ -16,7 +16,7 @@ from hpcvol.elastic.bag import deal
 from hpcvol.elastic.units import Batching, UnitSpan, merge
 from hpcvol.errors import CheckpointError, ConfigError, ModelError
 from hpcvol.guarantees import require
-from hpcvol.strategies.allreduce import AllReduce
+from hpcvol.strategies.allreduce import BUCKET_NBYTES, AllReduce
 from hpcvol.torch.buffers import Buffers
 from hpcvol.torch.evaluation import Evaluation, evaluate
 from hpcvol.torch.exact import ExactSum
@@ -43,6 +43,7 @@ class Settings:
         seed: decides sample order and random numbers.
         clip_norm: largest 2-norm of a step's gradient; None does not clip.
         algorithm: as for `hpcvol.collectives.allreduce`.
+        bucket_nbytes: how many bytes of gradients are combined at once.
     """
 
     batch_size: int
@@ -51,6 +52,7 @@ class Settings:
     seed: int = 0
     clip_norm: float | None = None
     algorithm: Algorithm = "auto"
+    bucket_nbytes: int = BUCKET_NBYTES
 
     def __post_init__(self) -> None:
         require("run", self.sum)
@@ -90,7 +92,7 @@ class Run:
         self.batching = Batching(len(samples), settings.batch_size, settings.unit_size)
         self.loader = Loader(samples, settings.seed, device)
         self.needs_probe = settings.sum == "exact"
-        self.strategy = AllReduce(group, settings.algorithm)
+        self.strategy = AllReduce(group, settings.algorithm, settings.bucket_nbytes)
         self._parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self._frozen = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
         with together(group, "starting the run"):
@@ -224,8 +226,9 @@ class Run:
         self.buffers.take_current()
 
     def close(self) -> None:
-        """End the prefetch thread, and let the optimizer go."""
+        """End the threads that fetch and communicate, and let the optimizer go."""
         self.loader.close()
+        self.strategy.close()
         self._guard.remove()
 
     def _facts(self, num_samples: int) -> dict[str, str]:

@@ -24,6 +24,7 @@ from pydantic import (
 from hpcvol.collectives import Algorithm
 from hpcvol.elastic.units import default_unit_size
 from hpcvol.errors import ConfigError
+from hpcvol.strategies.allreduce import BUCKET_NBYTES
 from hpcvol.train import config_errors, toml
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -262,6 +263,11 @@ class CommConfig(_Section):
         default="auto",
         description="All-reduce algorithm. `auto` picks for each length what is cheapest by short measurements, which "
         "a run keeps in `collectives.json`; `library` is the MPI library's own.",
+    )
+    bucket_nbytes: PositiveInt = Field(
+        default=BUCKET_NBYTES,
+        description="Gradients travel between hosts in buckets of so many bytes, while the backward pass computes the "
+        "next ones. Smaller ones begin earlier, larger ones cost less each.",
     )
 
 

@@ -147,7 +147,13 @@ class Trainer:
             hook = load_hook(config)
         train = config.train
         settings = Settings(
-            train.batch_size, train.unit_size, train.sum, train.seed, config.optimizer.clip_norm, config.comm.algorithm
+            train.batch_size,
+            train.unit_size,
+            train.sum,
+            train.seed,
+            config.optimizer.clip_norm,
+            config.comm.algorithm,
+            config.comm.bucket_nbytes,
         )
         self.run = Run(model, optimizer, self._data.train, settings, group, device)
         if train.patience is not None and self._data.val is None:
