@@ -21,11 +21,13 @@ class Answer:
             end in time.
         stdout: what it printed.
         stderr: what it complained about, or why there is no answer.
+        late: whether it did not end in time.
     """
 
     status: int | None
     stdout: str
     stderr: str
+    late: bool = False
 
     @property
     def good(self) -> bool:
@@ -67,7 +69,7 @@ def ask(argv: Sequence[str], seconds: float, variables: Mapping[str, str] | None
         except subprocess.TimeoutExpired:
             end(process)
             stdout, stderr = process.communicate()
-            return Answer(None, stdout, f"{stderr}\n{argv[0]} did not end within {seconds:g} s")
+            return Answer(None, stdout, f"{stderr}\n{argv[0]} did not end within {seconds:g} s", late=True)
         finally:
             end(process)
     return Answer(process.returncode, stdout, stderr)

@@ -25,6 +25,9 @@ def check_compute() -> Iterator[Finding]:
     names = [line for line in smi.stdout.splitlines() if line.startswith("GPU ")] if smi.good else []
     answer = ask([sys.executable, "-W", "ignore", "-m", "hpcvol.torch.machine"], _SECONDS)
     lines = json_lines(answer.stdout)
+    if answer.late:
+        yield _late("torch", "which numerics and GPUs it has")
+        return
     if not lines:
         yield wrong(_TOPIC, "torch", f"does not load: {answer.complaint}", 'pip install "torch>=2.4"')
         return
@@ -59,12 +62,25 @@ def judge(facts: dict[str, Any], num_gpus: int) -> Iterator[Finding]:
         yield note(_TOPIC, "GPU", "none: training runs on the CPU")
 
 
+def _late(name: str, unknown: str) -> Finding:
+    """Say that a library takes too long to load: slow is not wrong."""
+    return note(
+        _TOPIC,
+        name,
+        f"did not load within {_SECONDS:g} s: not known {unknown}",
+        "ask again where less is running; on a slow file system a copy of the environment on the node's disk helps",
+    )
+
+
 def check_kernels() -> Iterator[Finding]:
     """Yield whether Numba can keep what it compiles."""
     answer = ask([sys.executable, "-W", "ignore", "-c", _KERNELS], _SECONDS)
     folder = environment.variable("NUMBA_CACHE_DIR")
     if answer.good:
         yield ok(_TOPIC, "Numba", f"{answer.stdout.strip()}, keeps compiled kernels{f' in {folder}' if folder else ''}")
+        return
+    if answer.late:
+        yield _late("Numba", "whether it keeps compiled kernels")
         return
     yield wrong(
         _TOPIC,

@@ -13,9 +13,7 @@ from hpcvol.strategies.between import Between
 from hpcvol.strategies.exact_reducers import ExactBetween, NodeExact, PlainExact
 from hpcvol.strategies.float_reducers import FloatsBetween, NodeFloats, PlainFloats
 from hpcvol.strategies.in_turn import InTurn
-from hpcvol.strategies.reducer import Buckets, ExactReducer, FloatReducer
-
-BUCKET_NBYTES = 4 * 2**20
+from hpcvol.strategies.reducer import BUCKET_NBYTES, Buckets, ExactReducer, FloatReducer
 
 
 class AllReduce:

@@ -44,7 +44,7 @@ class InTurn:
         self._given += 1
         self._jobs.put(job)
         if self._threaded and self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="hpcvol communication", daemon=True)
+            self._thread = threading.Thread(target=self._work, name="hpcvol-communication", daemon=True)
             self._thread.start()
 
     def wait(self) -> None:

@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 from hpcvol.collectives import Vector
 
+Buckets = Sequence[tuple[int, int]]
+BUCKET_NBYTES = 4 * 2**20
+
 
 @dataclass(frozen=True)
 class Blocks:
@@ -69,6 +72,3 @@ class ExactReducer(Protocol):
 
     def drop(self) -> None:
         """Forget what was pushed: the step is computed again. Collective; every bucket was pushed."""
-
-
-Buckets = Sequence[tuple[int, int]]

@@ -16,7 +16,8 @@ from hpcvol.elastic.bag import deal
 from hpcvol.elastic.units import Batching, UnitSpan, merge
 from hpcvol.errors import CheckpointError, ConfigError, ModelError
 from hpcvol.guarantees import require
-from hpcvol.strategies.allreduce import BUCKET_NBYTES, AllReduce
+from hpcvol.strategies.allreduce import AllReduce
+from hpcvol.strategies.reducer import BUCKET_NBYTES
 from hpcvol.torch.buffers import Buffers
 from hpcvol.torch.evaluation import Evaluation, evaluate
 from hpcvol.torch.exact import ExactSum

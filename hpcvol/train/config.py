@@ -24,7 +24,7 @@ from pydantic import (
 from hpcvol.collectives import Algorithm
 from hpcvol.elastic.units import default_unit_size
 from hpcvol.errors import ConfigError
-from hpcvol.strategies.allreduce import BUCKET_NBYTES
+from hpcvol.strategies.reducer import BUCKET_NBYTES
 from hpcvol.train import config_errors, toml
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]

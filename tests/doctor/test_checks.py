@@ -286,3 +286,11 @@ def test_a_check_that_fails_does_not_silence_the_others() -> None:
     failed, worked = examine([fails, works])
     assert "could not be finished: ValueError: strange machine" in failed.found
     assert worked.status is Status.OK
+
+
+def test_what_loads_slowly_is_not_called_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compute, "_SECONDS", 0.01)
+    said = {finding.name: finding for finding in (*compute.check_compute(), *compute.check_kernels())}
+    for name in ("torch", "Numba"):
+        assert said[name].status is Status.NOTE
+        assert "did not load within 0.01 s" in said[name].found
