@@ -253,3 +253,6 @@ KINDS = {
     "int32": np.int32,
     "int64": np.int64,
 }
+
+# What compiled functions take instead of arrays of dtypes that Numba does not know.
+CARRIED = {"float16": "uint16", "bfloat16": "uint16"}

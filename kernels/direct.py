@@ -21,6 +21,7 @@ from hpcvol.kernels.combine import BFLOAT16, KINDS, LINE_NBYTES, SUM, combine
 FINGERPRINT, ENTERED_NS, ENTERED = 0, 8, 16
 DONE = 64
 LEFT_FINGERPRINT, LEFT_NS, LEFT = 128, 136, 144
+BOARD_NUMEL = 64
 
 # Stages of a call.
 ENTER, ARRIVE, DEPART, FINISHED = 0, 1, 2, 3
@@ -28,9 +29,9 @@ DISAGREE = -1
 
 WAIT_NS = 50_000_000
 
-_NUMEL_BITS = 47
-_OP_MASK = 15
-_PLAN_HEAD = 2
+NUMEL_BITS = 47  # of a fingerprint: the length
+OP_MASK = 15  # of what is left of it: the operation
+PLAN_HEAD = 2  # entries of a plan before the addresses
 
 
 def plan_of(rank: int, boards: NDArray[np.int64], vectors: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -75,7 +76,7 @@ def arrived(plan, sequence, fingerprint, give_up_ns):  # type: ignore[no-untyped
     """Wait until all are in call `sequence`; return DEPART where they are, ARRIVE in time-out, or DISAGREE."""
     num_ranks, rank = load_acquire(plan), load_acquire(plan + 8)
     for step in range(1, num_ranks):
-        board = load_acquire(plan + 8 * (_PLAN_HEAD + (rank + step) % num_ranks))
+        board = load_acquire(plan + 8 * (PLAN_HEAD + (rank + step) % num_ranks))
         if not wait_until(board + ENTERED, sequence, give_up_ns):
             return ARRIVE
         if load_acquire(board + ENTERED) != sequence or load_acquire(board + FINGERPRINT) != fingerprint:
@@ -88,7 +89,7 @@ def departed(plan, sequence, give_up_ns):  # type: ignore[no-untyped-def]
     """Wait until all are done with call `sequence`; return FINISHED where they are, DEPART in time-out."""
     num_ranks, rank = load_acquire(plan), load_acquire(plan + 8)
     for step in range(1, num_ranks):
-        board = load_acquire(plan + 8 * (_PLAN_HEAD + (rank + step) % num_ranks))
+        board = load_acquire(plan + 8 * (PLAN_HEAD + (rank + step) % num_ranks))
         if not wait_until(board + DONE, sequence, give_up_ns):
             return DEPART
     return FINISHED
@@ -133,7 +134,7 @@ def depart(plan):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def _my_board(plan):  # type: ignore[no-untyped-def]
-    return load_acquire(plan + 8 * (_PLAN_HEAD + load_acquire(plan + 8)))
+    return load_acquire(plan + 8 * (PLAN_HEAD + load_acquire(plan + 8)))
 
 
 @njit(nogil=True, cache=True)
@@ -141,7 +142,7 @@ def _allreduce(kind, itemsize, plan, code, start, stop, stage):  # type: ignore[
     # The whole call in one compiled function: at 4 KiB what Python adds would be most of it.
     num_ranks, rank = load_acquire(plan), load_acquire(plan + 8)
     board = _my_board(plan)
-    fingerprint = (code << _NUMEL_BITS) | (stop - start)
+    fingerprint = (code << NUMEL_BITS) | (stop - start)
     if stage == ENTER:
         sequence, now = enter(board, fingerprint)
     else:
@@ -151,8 +152,8 @@ def _allreduce(kind, itemsize, plan, code, start, stop, stage):  # type: ignore[
         if stage != DEPART:
             return stage
         lo, hi = slice_of(start * itemsize, stop * itemsize, rank, num_ranks)
-        vectors = plan + 8 * (_PLAN_HEAD + num_ranks)
-        combine(kind, code & _OP_MASK, vectors, num_ranks, vectors, num_ranks, lo, hi)
+        vectors = plan + 8 * (PLAN_HEAD + num_ranks)
+        combine(kind, code & OP_MASK, vectors, num_ranks, vectors, num_ranks, lo, hi)
         store_release(board + DONE, sequence)
     stage = departed(plan, sequence, now + WAIT_NS)
     if stage == FINISHED:
@@ -205,7 +206,7 @@ ALLREDUCE = {
 
 def compile_for(dtype: str) -> None:
     """Compile, or load, what a dtype (by its name) needs, by a call of one rank."""
-    board, vector = np.zeros(LEFT // 8 + 1, np.int64), np.zeros(LINE_NBYTES, np.uint8)
+    board, vector = np.zeros(BOARD_NUMEL, np.int64), np.zeros(LINE_NBYTES, np.uint8)
     plan = plan_of(0, np.array([board.ctypes.data]), np.array([vector.ctypes.data]))
     address = plan.ctypes.data
     ALLREDUCE[dtype](address, SUM, 0, 1, ENTER)
@@ -213,5 +214,5 @@ def compile_for(dtype: str) -> None:
     done(address)
     depart(address)
     slice_of(0, 1, 0, 1)
-    vectors = address + 8 * (_PLAN_HEAD + 1)
+    vectors = address + 8 * (PLAN_HEAD + 1)
     combine(KINDS[dtype], SUM, vectors, 1, vectors, 1, 0, 0)

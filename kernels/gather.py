@@ -14,13 +14,12 @@ from numba import config, njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from hpcvol.kernels.memory import copy_bytes
+
 LOOKAHEAD = 8  # rows prefetched ahead of the copy
 PREFETCH_NBYTES = 1024  # of each row; for the rest the hardware prefetcher has seen the stream
 
 if config.DISABLE_JIT:  # type: ignore[attr-defined]
-
-    def _copy(target: int, source: int, nbytes: int) -> None:
-        ctypes.memmove(int(target), int(source), int(nbytes))
 
     def _clear(target: int, nbytes: int) -> None:
         ctypes.memset(int(target), 0, int(nbytes))
@@ -30,19 +29,6 @@ if config.DISABLE_JIT:  # type: ignore[attr-defined]
 
 else:
     _POINTER = ir.IntType(8).as_pointer()
-
-    @intrinsic
-    def _copy(_context: Any, _target: Any, _source: Any, _nbytes: Any) -> Any:
-        def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-            function_type = ir.FunctionType(ir.VoidType(), [_POINTER, _POINTER, ir.IntType(64), ir.IntType(1)])
-            memcpy = builder.module.declare_intrinsic(
-                "llvm.memcpy", [_POINTER, _POINTER, ir.IntType(64)], function_type
-            )
-            target, source = builder.inttoptr(args[0], _POINTER), builder.inttoptr(args[1], _POINTER)
-            builder.call(memcpy, [target, source, args[2], ir.IntType(1)(0)])
-            return context.get_dummy_value()
-
-        return types.void(types.int64, types.int64, types.int64), generate
 
     @intrinsic
     def _clear(_context: Any, _target: Any, _nbytes: Any) -> Any:
@@ -142,7 +128,7 @@ def gather_rows(
         if i >= 0:
             row = indices[i]
             region = _region_of(row, row_starts, buckets, shift)
-            _copy(target + i * row_nbytes, bases[region] + (row - row_starts[region]) * stride, row_nbytes)
+            copy_bytes(target + i * row_nbytes, bases[region] + (row - row_starts[region]) * stride, row_nbytes)
 
 
 @njit(nogil=True, cache=True)
@@ -173,7 +159,7 @@ def gather_ragged(
     for i in range(indices.size):
         region = _region_of(indices[i], row_starts, buckets, shift)
         nbytes = (bounds[i, 1] - bounds[i, 0]) * item_nbytes
-        _copy(target + i * width, bases[region] + bounds[i, 0] * item_nbytes, nbytes)
+        copy_bytes(target + i * width, bases[region] + bounds[i, 0] * item_nbytes, nbytes)
         _clear(target + i * width + nbytes, width - nbytes)
 
 

@@ -4,14 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from hpcvol.collectives.rendezvous import compiled, go_on
+from hpcvol.collectives.rendezvous import compiled, go_on, ops_of
 from hpcvol.comm.calls import Call
 from hpcvol.comm.group import Group
 from hpcvol.comm.shared_memory import SharedMemory, allocate
 from hpcvol.comm.vectors import Vector
-
-OPS: tuple[str, ...] = ("sum", "mean", "min", "max", "product")
-INTEGER_OPS: tuple[str, ...] = ("sum", "min", "max", "product")  # their mean is no integer
 
 
 class SharedVector:
@@ -44,8 +41,7 @@ class SharedVector:
         self._allreduce = direct.ALLREDUCE[dtype.name]
         self._finished = direct.FINISHED
         self._numel = self.mine.size
-        ops = INTEGER_OPS if dtype.kind == "i" else OPS
-        self._codes = {op: Call.of("allreduce", dtype, 0, op).code for op in ops}
+        self._codes = {op: Call.of("allreduce", dtype, 0, op).code for op in ops_of(dtype)}
         self._part = slice(0, 0)
 
     def allreduce(self, op: str = "sum", start: int = 0, stop: int | None = None) -> None:

@@ -1,10 +1,14 @@
 """What the kernels of shared memory need around them: waits that end, and compilers that do not race."""
 
 from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 
 from hpcvol.comm.agreement import together
-from hpcvol.comm.calls import Calls
+from hpcvol.comm.calls import Call, Calls
 from hpcvol.comm.group import Group
+from hpcvol.comm.vectors import Vector
 from hpcvol.errors import MismatchError
 
 
@@ -39,3 +43,47 @@ def compiled(group: Group, compile_kernels: Callable[[], None]) -> None:
         if group.node.rank == 0:
             compile_kernels()
     compile_kernels()
+
+
+class KernelsByDtype:
+    """The compiled all-reduces of a module of kernels, ready to be called.
+
+    Args:
+        group: the ranks that call them.
+        module: has `ALLREDUCE`, by name of the dtype, and `compile_for`.
+    """
+
+    def __init__(self, group: Group, module: Any) -> None:
+        self._group = group
+        self._module = module
+        self._found: dict[tuple[np.dtype[Any], str], tuple[Callable[..., int], int, str | None]] = {}
+
+    def of(self, vector: Vector, op: str) -> tuple[Callable[..., int], int, Vector]:
+        """Return the kernel for `vector`, the code of its call, and the array to give it.
+
+        Collective over the node the first time for a dtype.
+
+        Raises:
+            ValueError: there is no such op for the dtype.
+        """
+        found = self._found.get((vector.dtype, op))
+        if found is None:
+            found = self._prepare(vector.dtype, op)
+        kernel, code, carried = found
+        return kernel, code, vector if carried is None else vector.view(carried)
+
+    def _prepare(self, dtype: "np.dtype[Any]", op: str) -> tuple[Callable[..., int], int, str | None]:
+        from hpcvol.kernels.combine import CARRIED
+
+        if op not in ops_of(dtype):
+            raise ValueError(f"unknown op {op!r} for {dtype}: expected one of {', '.join(ops_of(dtype))}")
+        compiled(self._group, lambda: self._module.compile_for(dtype.name))
+        for each in ops_of(dtype):
+            code = Call.of("allreduce", dtype, 0, each).code
+            self._found[dtype, each] = self._module.ALLREDUCE[dtype.name], code, CARRIED.get(dtype.name)
+        return self._found[dtype, op]
+
+
+def ops_of(dtype: "np.dtype[Any]") -> tuple[str, ...]:
+    """Return what vectors of `dtype` can be combined by: the mean of integers is none."""
+    return ("sum", "min", "max", "product") if dtype.kind == "i" else ("sum", "mean", "min", "max", "product")

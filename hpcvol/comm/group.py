@@ -41,6 +41,7 @@ class Group:
         members: member id by rank. Ids are given once, at the start, and never reused; a split keeps them.
         node: the ranks of this group that share memory with this one (this group itself where all of them do).
         calls: the collective calls made so far, where the other ranks of the node can see them.
+        kept: what algorithms keep for this group from one call to the next, by their names.
     """
 
     def __init__(self, communicator: "MPI.Comm", member: int, whole: "Group | None" = None) -> None:
@@ -64,6 +65,7 @@ class Group:
         self._mine = np.zeros(2, np.int64)
         self._all = np.zeros((self.size, 2), np.int64)
         self.node: Group = self._split_by_node()
+        self.kept: dict[str, Any] = {}
         self.calls = Calls(self, facts[0][2])
 
     @property
@@ -235,6 +237,7 @@ class Group:
         if not self.calls.abandoned:
             self._communicator.Free()
         self._communicator = None
+        self.kept.clear()
         del self.calls  # its shared memory: a group that is its own node waits for the garbage collector
 
     def _split_by_node(self) -> "Group":
