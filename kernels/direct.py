@@ -27,7 +27,7 @@ BOARD_NUMEL = 64
 ENTER, ARRIVE, DEPART, FINISHED = 0, 1, 2, 3
 DISAGREE = -1
 
-WAIT_NS = 50_000_000
+WAIT_NS = 1_000_000
 
 NUMEL_BITS = 47  # of a fingerprint: the length
 OP_MASK = 15  # of what is left of it: the operation

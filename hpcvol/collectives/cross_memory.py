@@ -53,7 +53,7 @@ class _Attached:
     def __init__(self, group: Group, memory: SharedMemory) -> None:
         from hpcvol.kernels import cross_memory, direct
 
-        self._memory = memory
+        self._memory, self._calls = memory, group.calls  # kernels write to both
         self._group = group
         self._stages = direct
         self._failed = cross_memory.FAILED
@@ -79,7 +79,7 @@ class _Attached:
 
         stage = again(self._stages.ENTER)
         if stage != self._stages.FINISHED:
-            go_on(self._group.calls, stage, again, self._stages.FINISHED)
+            go_on(self._group, stage, again, self._stages.FINISHED)
 
 
 def _of(group: Group) -> _Attached | None:

@@ -32,7 +32,7 @@ class SharedVector:
         self.mine: Vector = self.of[self.node.rank]
         self.addresses = memory.addresses
         self._memory = memory
-        self._calls = self.node.calls
+        self._calls = self.node.calls  # kept beyond the group's end: kernels write to its board
         self._plan = direct.plan_of(self.node.rank, self._calls.addresses, memory.addresses)
         self._plan_address: int = self._plan.ctypes.data
         self._kernels = direct
@@ -68,7 +68,7 @@ class SharedVector:
         code, address, kernel = self._codes[op], self._plan_address, self._allreduce
         stage = kernel(address, code, start, stop, 0)
         if stage != self._finished:
-            go_on(self._calls, stage, lambda at: kernel(address, code, start, stop, at), self._finished)
+            go_on(self.node, stage, lambda at: kernel(address, code, start, stop, at), self._finished)
 
     def reduce_slice(
         self, op: str = "sum", start: int = 0, stop: int | None = None, num_slices: int | None = None
@@ -123,13 +123,13 @@ class SharedVector:
         """Enter `call` and wait for all ranks of the node to be in it: what they wrote can be read. Collective."""
         kernels, address, fingerprint = self._kernels, self._plan_address, call.fingerprint
         stage = kernels.arrive(address, fingerprint, kernels.ENTER)
-        go_on(self._calls, stage, lambda at: kernels.arrive(address, fingerprint, at), kernels.DEPART)
+        go_on(self.node, stage, lambda at: kernels.arrive(address, fingerprint, at), kernels.DEPART)
 
     def depart(self) -> None:
         """Leave the call once no rank of the node will touch the vectors of others in it any more. Collective."""
         kernels, address = self._kernels, self._plan_address
         kernels.done(address)
-        go_on(self._calls, kernels.depart(address), lambda _: int(kernels.depart(address)), kernels.FINISHED)
+        go_on(self.node, kernels.depart(address), lambda _: int(kernels.depart(address)), kernels.FINISHED)
 
     def with_peers_of(self, group: Group) -> "SharedVector | None":
         """Return the same vector of this rank beside those of its peers in `group`. Collective over `group.node`.

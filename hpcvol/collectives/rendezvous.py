@@ -1,21 +1,30 @@
 """What the kernels of shared memory need around them: waits that end, and compilers that do not race."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from hpcvol.comm.agreement import together
-from hpcvol.comm.calls import Call, Calls
+from hpcvol.comm.calls import Call
 from hpcvol.comm.group import Group
 from hpcvol.comm.vectors import Vector
+from hpcvol.comm.waiting import POLL_SECONDS
 from hpcvol.errors import MismatchError
 
 
-def go_on(calls: Calls, stage: int, again: Callable[[int], int], until: int) -> None:
+def go_on(group: Group, stage: int, again: Callable[[int], int], until: int) -> None:
     """Call `again` with the stage that it returned until that is `until`.
 
-    Kernels return after a limited time of waiting, so that a rank which waits for a dead one finds out here.
+    Kernels return after a limited time of waiting. Here MPI gets to deliver what others may need before they can come,
+    and a rank that waits for a dead one finds out.
+
+    Args:
+        group: whose call it is.
+        stage: what the kernel returned.
+        again: goes on from a stage.
+        until: the stage of the end.
 
     Raises:
         MismatchError: another rank of the node is in another call.
@@ -23,17 +32,21 @@ def go_on(calls: Calls, stage: int, again: Callable[[int], int], until: int) -> 
     """
     from hpcvol.kernels.direct import DISAGREE
 
+    polled = time.monotonic()
     try:
         while stage != until:
-            calls.poll()
+            group.progress()
+            if stage == DISAGREE or time.monotonic() > polled + POLL_SECONDS:
+                group.poll()
+                polled = time.monotonic()
             if stage == DISAGREE:
                 raise MismatchError(
-                    f"in collective call {calls.progress(calls.me).sequence} of its group another member of this node "
-                    "has gone on to later calls: all have to make the same calls in the same order"
+                    f"in collective call {group.calls.progress(group.calls.me).sequence} of its group another member "
+                    "of this node has gone on to later calls: all have to make the same calls in the same order"
                 )
             stage = again(stage)
     except BaseException:
-        calls.abandoned = True
+        group.calls.abandoned = True
         raise
 
 

@@ -44,7 +44,7 @@ class _Staging:
         from hpcvol.kernels import direct, staged
 
         self._group = group
-        self._memory = memory
+        self._memory, self._calls = memory, group.calls  # kernels write to both
         self._finished = direct.FINISHED
         self._plan = direct.plan_of(group.rank, group.calls.addresses, memory.addresses)
         self._state = np.zeros(staged.STATE_NUMEL + 2 + group.size, np.int64)
@@ -56,7 +56,7 @@ class _Staging:
         plan, state = self._addresses
         stage = kernel(plan, state, code, array, 0)
         if stage != self._finished:
-            go_on(self._group.calls, stage, lambda at: kernel(plan, state, code, array, at), self._finished)
+            go_on(self._group, stage, lambda at: kernel(plan, state, code, array, at), self._finished)
 
 
 def _staging(group: Group) -> _Staging | None:

@@ -12,6 +12,7 @@ import numpy as np
 from hpcvol.comm import failures
 from hpcvol.comm.calls import Call, Calls
 from hpcvol.comm.carriers import Carriers, find_carriers
+from hpcvol.comm.faults import explain
 from hpcvol.comm.waiting import Spinning, Waiting
 from hpcvol.errors import CommError, HpcvolError
 
@@ -102,6 +103,19 @@ class Group:
         self.calls.poll()
         if self._whole is not None:
             self._whole.poll()
+
+    def progress(self) -> None:
+        """Let MPI go on with what earlier calls left to it. Local; for waits outside of MPI.
+
+        A message counts as sent when its memory may be used again: it may still need its sender to be delivered.
+        """
+        try:
+            self.communicator.Iprobe(self.rank)
+        except Exception as error:
+            told = explain(self, error)
+            if told is None:
+                raise
+            raise told from error
 
     @property
     def call_identity(self) -> tuple[int, ...]:
