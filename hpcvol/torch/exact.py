@@ -137,7 +137,8 @@ class ExactSum:
 
     def push(self, bucket: int) -> None:
         """Say that this worker adds no more to a bucket of `layout`. Local."""
-        self._reducer.push(bucket)
+        if self._on_cpu:
+            self._reducer.push(bucket)
 
     def push_all(self) -> None:
         """Say that this worker adds no more to any bucket. Local."""
@@ -178,12 +179,15 @@ class ExactSum:
             self._reducer.finish(blocks, weight)
             return
         self._reducer.totals[:] = self._total.cpu().numpy()
+        for bucket in range(len(self.layout.buckets)):
+            self._reducer.push(bucket)
         self._reducer.finish(blocks, weight)
         self._means.copy_(torch.from_numpy(self._reducer.means))
 
     def drop(self) -> None:
         """Forget the sums that were pushed. Collective."""
-        self._reducer.drop()
+        if self._on_cpu:
+            self._reducer.drop()
 
     def mean(self, index: int) -> torch.Tensor:
         """Return the mean of term `index`, float32 or float64[numel]: a view that is new after every `finish`."""

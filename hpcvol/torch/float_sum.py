@@ -9,7 +9,7 @@ import torch
 
 from hpcvol.strategies.allreduce import AllReduce
 from hpcvol.torch.layout import Layout
-from hpcvol.torch.readiness import Readiness
+from hpcvol.torch.readiness import in_one_order
 
 _NUMPY: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 
@@ -41,20 +41,25 @@ class FloatGradients:
         self._flats = [
             _Flat([parameters[i] for i in indices], dtype, strategy, device) for dtype, indices in by_dtype.items()
         ]
-        self._places = {
+        places = {
             i: (flat, place)
             for flat, indices in zip(self._flats, by_dtype.values(), strict=True)
             for place, i in enumerate(indices)
         }
-        self._views = [flat.view(place) for flat, place in (self._places[i] for i in range(len(parameters)))]
-        for i, parameter in enumerate(self._parameters):
+        self._views = [flat.view(place) for flat, place in (places[i] for i in range(len(parameters)))]
+        self._readiness = in_one_order(
+            [name for name, _ in parameters],
+            [(indices, flat.layout, flat.push) for flat, indices in zip(self._flats, by_dtype.values(), strict=True)],
+        )
+        self._hooks = [
             parameter.register_post_accumulate_grad_hook(partial(self._take, i))  # type: ignore[no-untyped-call]
+            for i, parameter in enumerate(self._parameters)
+        ]
 
     def reset(self) -> None:
         """Forget the gradients of the step before."""
         self._used.fill(0)
-        for flat in self._flats:
-            flat.readiness.begin_step()
+        self._readiness.begin_step()
         for parameter in self._parameters:
             parameter.grad = None
 
@@ -63,18 +68,17 @@ class FloatGradients:
 
     def backward(self, loss: torch.Tensor, weight: int, *, last: bool) -> None:
         """Differentiate weight · loss into the flat buffers."""
-        for flat in self._flats:
-            flat.readiness.begin_pass(last=last)
+        self._readiness.begin_pass(last=last)
         self._in_step = True
         try:
             (loss * weight).backward()  # type: ignore[no-untyped-call]
         finally:
             self._in_step = False
-        for flat in self._flats:
-            flat.readiness.end_pass()
+        self._readiness.end_pass()
 
     def take_over(self) -> None:
         """Take what the parameters hold as the step's gradients, after backward passes of a loop of its own."""
+        self._readiness.begin_step()  # loops have other ways to zero gradients than `reset`
         for i, parameter in enumerate(self._parameters):
             self._used[i] = parameter.grad is not None
             self._keep(i)
@@ -84,13 +88,13 @@ class FloatGradients:
         for view, used in zip(self._views, self._used, strict=True):
             if not used:
                 view.zero_()
-        for flat in self._flats:
-            flat.readiness.push_rest()
+        self._readiness.push_rest()
         self._strategy.max(self._used)
         return True
 
     def drop(self) -> None:
         """Collective: the step is given up."""
+        self._readiness.push_rest()
         for flat in self._flats:
             flat.drop()
 
@@ -104,6 +108,11 @@ class FloatGradients:
 
     def commit(self) -> None:
         """Nothing follows from a committed step."""
+
+    def close(self) -> None:
+        """Let the parameters go."""
+        for hook in self._hooks:
+            hook.remove()
 
     def _take(self, index: int, parameter: torch.Tensor) -> None:
         """Autograd's hook: `parameter.grad` holds all that it has accumulated."""
@@ -119,8 +128,7 @@ class FloatGradients:
             if view.dtype != parameter.dtype:
                 parameter.grad = None
         self._used[index] = 1
-        flat, place = self._places[index]
-        flat.readiness.arrived(place)
+        self._readiness.arrived(index)
 
     def _keep(self, index: int) -> None:
         """Have the parameter's gradient in its view, and make it the view where dtypes agree."""
@@ -142,32 +150,30 @@ class _Flat:
         device: torch.device,
     ) -> None:
         self._shapes = [parameter.shape for _, parameter in parameters]
-        self._layout = Layout.of([p.numel() for _, p in parameters], strategy.bucket_nbytes // dtype.itemsize)
-        self._reducer = strategy.floats(self._layout.numel, _NUMPY[dtype], self._layout.buckets)
+        self.layout = Layout.of([p.numel() for _, p in parameters], strategy.bucket_nbytes // dtype.itemsize)
+        self._reducer = strategy.floats(self.layout.numel, _NUMPY[dtype], self.layout.buckets)
         host = torch.from_numpy(self._reducer.vector)
         self._on_cpu = device.type == "cpu"
         self._tensor = host if self._on_cpu else torch.zeros_like(host, device=device)
-        self.readiness = Readiness([name for name, _ in parameters], self._layout.bucket_of, self._push)
 
     def view(self, place: int) -> torch.Tensor:
-        start = self._layout.starts[place]
-        return self._tensor[start : start + self._layout.numels[place]].view(self._shapes[place])
+        start = self.layout.starts[place]
+        return self._tensor[start : start + self.layout.numels[place]].view(self._shapes[place])
 
     def drop(self) -> None:
-        self.readiness.push_rest()
         if self._on_cpu:
             self._reducer.drop()
 
     def finish(self, weight: int) -> None:
         if not self._on_cpu:
             self._reducer.vector[:] = self._tensor.cpu().numpy()
-            for bucket in range(len(self._layout.buckets)):
+            for bucket in range(len(self.layout.buckets)):
                 self._reducer.push(bucket)
         self._reducer.finish(weight)
         if not self._on_cpu:
             self._tensor.copy_(torch.from_numpy(self._reducer.vector))
 
-    def _push(self, bucket: int) -> None:
+    def push(self, bucket: int) -> None:
         if self._on_cpu:
             self._reducer.push(bucket)
 

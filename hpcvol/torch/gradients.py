@@ -9,7 +9,8 @@ import torch
 
 from hpcvol.kernels import fixed_point
 from hpcvol.torch.exact import ExactSum, Term
-from hpcvol.torch.readiness import Readiness
+from hpcvol.torch.layout import Layout
+from hpcvol.torch.readiness import in_one_order
 
 
 class Gradients(Protocol):
@@ -49,6 +50,9 @@ class Gradients(Protocol):
     def commit(self) -> None:
         """The optimizer has used the gradients."""
 
+    def close(self) -> None:
+        """Let the parameters go: another run may train them."""
+
 
 class ExactGradients:
     """Gradients summed in fixed point, one term a parameter.
@@ -75,24 +79,25 @@ class ExactGradients:
             dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
             by_dtype.setdefault(dtype, []).append(i)
         self.sums: list[ExactSum] = []
-        self._readiness: list[Readiness] = []
-        self._places: dict[int, tuple[ExactSum, Readiness, int]] = {}
+        self._places: dict[int, tuple[ExactSum, int]] = {}
+        ordered: list[tuple[list[int], Layout, Callable[[int], None]]] = []
         for dtype, indices in by_dtype.items():
-            names = [parameters[i][0] for i in indices]
             terms = [Term(f"gradient {parameters[i][0]}", parameters[i][1].numel()) for i in indices]
             total = make_sum(terms, dtype)
-            readiness = Readiness(names, total.layout.bucket_of, total.push)
             self.sums.append(total)
-            self._readiness.append(readiness)
-            self._places |= {i: (total, readiness, place) for place, i in enumerate(indices)}
-        for i, parameter in enumerate(self._parameters):
+            self._places |= {i: (total, place) for place, i in enumerate(indices)}
+            ordered.append((indices, total.layout, total.push))
+        self._readiness = in_one_order([name for name, _ in parameters], ordered)
+        self._hooks = [
             parameter.register_post_accumulate_grad_hook(partial(self._take, i))  # type: ignore[no-untyped-call]
+            for i, parameter in enumerate(self._parameters)
+        ]
 
     def reset(self) -> None:
         """Forget all units of the step."""
-        for total, readiness in zip(self.sums, self._readiness, strict=True):
+        for total in self.sums:
             total.reset()
-            readiness.begin_step()
+        self._readiness.begin_step()
 
     def prepare(self) -> None:
         """Drop gradients, so that autograd hands over its own memory instead of adding to ours."""
@@ -101,26 +106,23 @@ class ExactGradients:
 
     def backward(self, loss: torch.Tensor, weight: int, *, last: bool) -> None:
         """Differentiate one unit's loss; add its gradients, rounded once."""
-        for readiness in self._readiness:
-            readiness.begin_pass(last=last)
+        self._readiness.begin_pass(last=last)
         self._weight = weight
         try:
             loss.backward()  # type: ignore[no-untyped-call]
         finally:
             self._weight = 0
-        for readiness in self._readiness:
-            readiness.end_pass()
+        self._readiness.end_pass()
 
     def agree(self) -> bool:
         """Collective: False if a term overflowed and all units must be computed again."""
-        for readiness in self._readiness:
-            readiness.push_rest()
+        self._readiness.push_rest()
         return all([total.agree() for total in self.sums])
 
     def drop(self) -> None:
         """Collective: the step is computed again, or given up."""
-        for total, readiness in zip(self.sums, self._readiness, strict=True):
-            readiness.push_rest()
+        self._readiness.push_rest()
+        for total in self.sums:
             total.drop()
 
     def finish(self, weight: int) -> None:
@@ -128,7 +130,7 @@ class ExactGradients:
         for total in self.sums:
             total.finish(weight)
         for i, parameter in enumerate(self._parameters):
-            total, _, place = self._places[i]
+            total, place = self._places[i]
             mean = total.mean(place).view(parameter.shape)
             parameter.grad = mean.to(parameter.dtype) if total.present(place) else None
 
@@ -136,6 +138,11 @@ class ExactGradients:
         """Let the next step's exponents follow from this one."""
         for total in self.sums:
             total.commit()
+
+    def close(self) -> None:
+        """Let the parameters go."""
+        for hook in self._hooks:
+            hook.remove()
 
     def exponents(self) -> dict[str, str]:
         """Return the exponents of every term by name, packed."""
@@ -156,10 +163,10 @@ class ExactGradients:
     def _take(self, index: int, parameter: torch.Tensor) -> None:
         """Autograd's hook: `parameter.grad` is the unit's gradient. Outside of a unit's pass it is not ours."""
         if self._weight and parameter.grad is not None:
-            total, readiness, place = self._places[index]
+            total, place = self._places[index]
             total.add(place, parameter.grad, self._weight)
             parameter.grad = None
-            readiness.arrived(place)
+            self._readiness.arrived(index)
 
 
 def gradient_norm(parameters: Sequence[torch.nn.Parameter]) -> float:

@@ -1,8 +1,10 @@
 """Which buckets are complete while a backward pass still computes the others."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from hpcvol.errors import ModelError
+from hpcvol.torch.layout import Layout
 
 
 class Readiness:
@@ -82,3 +84,22 @@ class Readiness:
         while self._next < len(self._sizes):
             self._push(self._next)
             self._next += 1
+
+
+def in_one_order(
+    names: Sequence[str], sums: Sequence[tuple[Sequence[int], Layout, Callable[[int], None]]]
+) -> Readiness:
+    """Return the readiness of parameters of several sums, whose buckets are pushed one sum after the other.
+
+    Args:
+        names: of all parameters.
+        sums: for each its parameters (by place in `names`), their layout, and what pushes one of its buckets.
+    """
+    bucket_of = [0] * len(names)
+    pushes: list[Callable[[], None]] = []
+    for indices, layout, push in sums:
+        for index, bucket in zip(indices, layout.bucket_of, strict=True):
+            bucket_of[index] = len(pushes) + bucket
+        # Tensors without elements are of bucket 0 where there is none.
+        pushes += [partial(push, bucket) for bucket in range(max(len(layout.buckets), 1))]
+    return Readiness(names, bucket_of, lambda bucket: pushes[bucket]())

@@ -188,6 +188,8 @@ class Run:
                 self.optimizer.step()
             self._applying = False
         else:
+            self.gradients.drop()
+            self.buffers.drop()
             self.buffers.prepare()
         self.gradients.commit()
         self.buffers.commit()
@@ -227,9 +229,10 @@ class Run:
         self.buffers.take_current()
 
     def close(self) -> None:
-        """End the threads that fetch and communicate, and let the optimizer go."""
+        """End the threads that fetch and communicate, and let the model and the optimizer go."""
         self.loader.close()
         self.strategy.close()
+        self.gradients.close()
         self._guard.remove()
 
     def _facts(self, num_samples: int) -> dict[str, str]:
