@@ -166,7 +166,8 @@ if config.DISABLE_JIT:  # type: ignore[attr-defined]
     def _emitted(kind: Any, op: int, *tables_and_range: int) -> None:
         sources, num_sources, targets, num_targets, start, stop = map(int, tables_and_range)
         terms = [_array(address + start, stop - start, kind) for address in _table(sources, num_sources)]
-        result = _in_numpy(op, terms)
+        with np.errstate(all="ignore"):
+            result = _in_numpy(op, terms)
         for address in _table(targets, num_targets):
             _array(address + start, stop - start, kind)[:] = result
 

@@ -6,6 +6,7 @@ names its parent, the launcher, as its tracer: the other ranks are descendants o
 
 import ctypes
 import os
+import time
 
 import numpy as np
 
@@ -13,10 +14,14 @@ from hpcvol.collectives.rendezvous import KernelsByDtype, compiled, go_on
 from hpcvol.comm.group import Group
 from hpcvol.comm.shared_memory import SharedMemory, allocate
 from hpcvol.comm.vectors import Vector
+from hpcvol.comm.waiting import POLL_SECONDS
 from hpcvol.errors import CommError
 
 _LINE_NBYTES = 64
 _PR_SET_PTRACER = 0x59616D61
+
+# The memory of a process that was killed is gone before its state says so.
+_DYING_SECONDS = 1.0
 
 _NAME = "cross_memory"
 
@@ -70,16 +75,24 @@ class _Attached:
         def again(stage: int) -> int:
             found: int = kernel(plan, pids, code, array, work, stage)
             if found == self._failed:
-                self._group.calls.poll()  # knows better why, where a rank has died
-                raise CommError(
-                    f"{self._group.name_of_me} could read the memory of the other ranks of its host at first, and no "
-                    'longer can: did a process change its user, or its limits? Set comm.algorithm to "library"'
-                )
+                raise self._refusal()
             return found
 
         stage = again(self._stages.ENTER)
         if stage != self._stages.FINISHED:
             go_on(self._group, stage, again, self._stages.FINISHED)
+
+    def _refusal(self) -> CommError:
+        """Return the error for memory that cannot be read; raises another one where its process has died."""
+        until = time.monotonic() + _DYING_SECONDS
+        while time.monotonic() < until:
+            self._group.poll()
+            time.sleep(POLL_SECONDS)
+        self._group.calls.abandoned = True
+        return CommError(
+            f"{self._group.name_of_me} could read the memory of the other ranks of its host at first, and no longer "
+            'can: did a process change its user, or its limits? Set comm.algorithm to "library"'
+        )
 
 
 def _of(group: Group) -> _Attached | None:
