@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import psutil
@@ -116,13 +116,14 @@ class Case:
 
 @contextmanager
 def buckets_kept_back() -> Iterator[None]:
-    """Let no bucket leave before the backward pass is over."""
+    """Let no bucket leave before the backward pass is over: no pass is taken for a step's last."""
     begin_pass = Readiness.begin_pass
-    Readiness.begin_pass = lambda self, *, last: begin_pass(self, last=False)  # type: ignore[method-assign]
-    try:
+
+    def begin_any_pass(readiness: Readiness, **_: bool) -> None:
+        begin_pass(readiness, last=False)
+
+    with patch.object(Readiness, "begin_pass", begin_any_pass):
         yield
-    finally:
-        Readiness.begin_pass = begin_pass  # type: ignore[method-assign]
 
 
 def slowest(group: Group, seconds: list[float]) -> list[float]:

@@ -12,8 +12,10 @@ from hpcvol.comm.vectors import Vector
 
 T = TypeVar("T")
 
-# Receives that are open at a time. Two: one travels while what came before is combined.
-DEPTH = 2
+# Receives that are open at a time. MPI libraries send a long message when its receiver has asked for it, and over a
+# network the asking queues behind what travels the same way: with two pieces open, 4 MiB took 300 ms at 200 Mbit/s
+# and 1 ms under Open MPI, with eight 197 ms, the wire alone 168 ms.
+DEPTH = 8
 
 
 def in_order(messages: Messages, receives: Iterator[tuple[Message, T]], depth: int = DEPTH) -> Iterator[T]:

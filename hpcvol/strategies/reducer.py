@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from hpcvol.collectives import Vector
 
 Buckets = Sequence[tuple[int, int]]
-BUCKET_NBYTES = 4 * 2**20
+BUCKET_NBYTES = 2 * 2**20
 
 
 @dataclass(frozen=True)
