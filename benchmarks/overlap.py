@@ -181,7 +181,7 @@ def overlap(options: argparse.Namespace, group: Group) -> list[Row]:
     for kind in ("float", "exact"):
         for units in (1, 4):
             case = Case(kind, units, options.bucket_nbytes, group)
-            rows += measure(case, *((2, 2) if options.quick else (8, 3)), group)
+            rows += measure(case, *((1, 2) if options.quick else (8, 3)), group)
             case.close()
     return rows
 

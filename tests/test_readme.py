@@ -79,6 +79,7 @@ def test_no_command_is_forgotten() -> None:
         "python benchmarks/data_peers.py --quick",
         "python benchmarks/dataloader.py --quick",
         "mpiexec -n 2 python benchmarks/train_step.py --quick",
+        "python benchmarks/overlap.py --quick",
         "python benchmarks/startup.py --quick",
     }
     assert set(commands()) == known
