@@ -70,6 +70,7 @@ _LINE = struct.Struct("3q")
 
 _live: "weakref.WeakSet[Calls]" = weakref.WeakSet()
 _live_lock = threading.Lock()
+_locate: "Callable[[Calls, int], str] | None" = None
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,21 @@ class Progress:
         return self.left if self.inside and self.sequence == sequence + 1 else None
 
 
+@dataclass(frozen=True)
+class Row:
+    """What is known of one rank of a group.
+
+    Attributes:
+        progress: what its board says.
+        leaving: whether its program has come to its end.
+        alive: whether its process runs.
+    """
+
+    progress: Progress
+    leaving: bool
+    alive: bool
+
+
 class Calls:
     """The calls of one group. Made with the group, collectively over `group.node`.
 
@@ -156,7 +172,6 @@ class Calls:
         ranks: of the group, by place on `boards`.
         processes: by place on `boards`; none where boards are not shared.
         abandoned: whether this rank gave a call up, which other ranks may still be in.
-        locate: returns where in its code a rank of the group is; "" where nobody knows.
         place: where in its code this rank gave a call up.
         note: what went wrong on this rank before it came to the call at hand.
         boards: int64[ranks of the node][64], by node rank; this rank's alone where there is no shared memory.
@@ -179,7 +194,6 @@ class Calls:
         self.names = [group.name_of(rank) for rank in range(group.size)]
         self.ranks = [group.members.index(member) for member in node.members] if self.shared else [group.rank]
         self.abandoned = False
-        self.locate: Callable[[int], str] = _nobody_knows
         self.place = ""
         self.note = ""
         self.processes: Sequence[Process] = memory.processes if memory is not None else ()
@@ -224,13 +238,22 @@ class Calls:
         """Return where in its code this rank is. Local; for its own thread."""
         return site(stack_of(sys._getframe())) + (self.note and f" after {self.note}")
 
-    def alive(self, place: int) -> bool:
-        """Return whether the process of the rank at `place` still runs. Local."""
-        return place == self.me or self.processes[place].alive()
+    def locate(self, rank: int) -> str:
+        """Return where in its code the rank of the group is, "" where nobody knows. Local, a second at most."""
+        return "" if _locate is None else _locate(self, rank)
 
-    def leaves(self, place: int) -> bool:
-        """Return whether the program of the rank at `place` has come to its end. Local."""
-        return bool(self.boards[place][LEAVING])
+    def rows(self) -> dict[int, Row]:
+        """Return what is known of the ranks that have boards here, this one too, by rank of the group. Local."""
+        found = {}
+        for place, rank in enumerate(self.ranks):
+            alive = place == self.me or self.processes[place].alive()
+            found[rank] = Row(self.progress(place), bool(self.boards[place][LEAVING]), alive)
+        return found
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the program of this rank has come to its end."""
+        return bool(self._mine[LEAVING])
 
     def leave(self) -> None:
         """Say on the board that the program of this rank has come to its end. Local."""
@@ -256,11 +279,13 @@ class Calls:
             raise self._error
 
 
+def locate_with(function: "Callable[[Calls, int], str]") -> None:
+    """From now on have `function` return where in its code a rank of a group is, "" where nobody knows. Local."""
+    global _locate
+    _locate = function
+
+
 def live_calls() -> list[Calls]:
     """Return the calls of all groups of this process. Local, from any thread."""
     with _live_lock:
         return list(_live)
-
-
-def _nobody_knows(_: int) -> str:
-    return ""

@@ -33,11 +33,10 @@ def mismatch(sequence: int, said: Mapping[str, tuple["Call | None", str]], *, sp
     )
 
 
-def died(name: str, pid: int | None, waiting: str, *, speaker: int | None = None) -> MemberError:
+def died(name: str, waiting: str, *, speaker: int | None = None) -> MemberError:
     """Return the error for a member that is gone; `waiting` says who waits for it in what."""
-    process = "" if pid is None else f" (process {pid} is gone)"
     return MemberError(
-        f"{name} has died{process} while {waiting}: see what it said last, and whether the system killed it for the "
+        f"{name} has died while {waiting}: see what it said last, and whether the system killed it for the "
         "memory that it used (dmesg, or the job's accounting)",
         everywhere=True,
         speaker=speaker,

@@ -3,7 +3,9 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+GONE = ""
 _DEAD = "ZX"  # a zombie computes nothing any more: its launcher has only not collected it yet
 
 
@@ -23,18 +25,40 @@ class Process:
     def current(cls) -> "Process":
         """Return the process that calls. Local."""
         pid = os.getpid()
-        return cls(pid, _state_and_start(pid)[1])
+        return cls(pid, int(_fields(f"/proc/{pid}/stat")[19]))
 
     def alive(self) -> bool:
         """Return whether it still runs, or is stopped and can go on. Local: one small read."""
+        return self.look().letter != GONE
+
+    def look(self) -> "State":
+        """Return what it is about. Local: one small read."""
         try:
-            state, started = _state_and_start(self.pid)
+            fields = _fields(f"/proc/{self.pid}/stat")
         except OSError:
-            return False
-        return state not in _DEAD and started == self.started
+            return State(GONE, 0.0)
+        if fields[0] in _DEAD or int(fields[19]) != self.started:
+            return State(GONE, 0.0)
+        return State(fields[0], (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"))
 
 
-def _state_and_start(pid: int) -> tuple[str, int]:
-    """Fields 3 and 22 of /proc/PID/stat; the second field is a name that may hold blanks and brackets."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    return fields[0], int(fields[19])
+class State(NamedTuple):
+    """What the system says of a process.
+
+    Attributes:
+        letter: as in /proc/PID/stat: R runs, S sleeps, D waits for a disk, T is stopped, t is traced; `GONE`.
+        cpu_seconds: processor time used so far.
+    """
+
+    letter: str
+    cpu_seconds: float
+
+
+def letter_of_main_thread() -> str:
+    """Return the state of this process's main thread, a letter as in `State`. Local, from any thread."""
+    return _fields(f"/proc/self/task/{os.getpid()}/stat")[0]
+
+
+def _fields(path: str) -> list[str]:
+    """Return fields 3 and following of a `stat` file; the second field is a name that may hold blanks and brackets."""
+    return Path(path).read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()

@@ -1,9 +1,10 @@
 """Starting MPI, and refusing the ways of starting it that would not be one run."""
 
+import atexit
 import warnings
 
 from hpcvol import environment
-from hpcvol.comm import ending
+from hpcvol.comm import ending, watch
 from hpcvol.comm.group import Group
 from hpcvol.comm.launcher import Launcher, launcher, library_name, vendor_of
 from hpcvol.errors import CommError
@@ -41,7 +42,9 @@ def start() -> Group:
         _initialise()
         _refuse_singletons(by, library, MPI.COMM_WORLD.Get_size())
         _world = Group(MPI.COMM_WORLD.Dup(), MPI.COMM_WORLD.Get_rank())
+        atexit.register(watch.stop)  # runs after what ending registers: the last call is watched over too
         ending.end_together(_world)
+        watch.start(_world)
     return _world
 
 

@@ -1,65 +1,85 @@
-"""Whether a rank waits in vain, as far as the boards and the processes of its own node tell."""
+"""Whether a rank waits in vain, judged by what is known of the other ranks of its group."""
 
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from hpcvol.comm import failures
 from hpcvol.errors import HpcvolError
 
 if TYPE_CHECKING:
-    from hpcvol.comm.calls import Call, Calls, Progress
+    from hpcvol.comm.calls import Calls, Progress, Row
 
 # Between writing two places of a board: a peer that was interrupted there needs its processor back.
 _TORN_SECONDS = 0.002
 
 
+class Verdict(NamedTuple):
+    """Why waiting on makes no sense, and which rank of the group is the reason."""
+
+    kind: Literal["mismatch", "left", "died"]
+    rank: int
+
+
+def judge(mine: "Progress", seen: Mapping[int, "Row"]) -> Verdict | None:
+    """Return why a rank waits in vain in the call that it is in; None where it may not. Pure.
+
+    Args:
+        mine: the rank's progress.
+        seen: what is known of ranks of its group.
+    """
+    for rank, row in sorted(seen.items()):
+        theirs = row.progress
+        called = theirs.called(mine.sequence)
+        if called is not None and called != mine.call:
+            return Verdict("left" if called.name == "exit" else "mismatch", rank)
+        if theirs.sequence < mine.sequence and row.leaving:
+            return Verdict("left", rank)
+        if not row.alive and (theirs.sequence < mine.sequence or (called is not None and theirs.inside)):
+            return Verdict("died", rank)
+    return None
+
+
 def trouble(calls: "Calls", here: Callable[[], str]) -> HpcvolError | None:
-    """Return why this rank waits in vain in its call, None where waiting on makes sense. Local.
+    """Return why this rank waits in vain, as far as its own node tells; None where waiting on makes sense. Local.
 
     Args:
         calls: of the group; this rank is in one.
         here: returns where in its code this rank is.
     """
     mine = calls.progress(calls.me)
-    for place, rank in enumerate(calls.ranks):
-        theirs = calls.progress(place)
-        called = theirs.called(mine.sequence)
-        if called is not None:
-            if called != mine.call:
-                time.sleep(_TORN_SECONDS)
-                if calls.progress(place) == theirs:
-                    return _disagreement(calls, mine, rank, called, here())
-        elif theirs.sequence < mine.sequence and calls.leaves(place):
-            return failures.left(calls.names[rank], _waiting(calls, mine, here()), speaker=_speaker(calls, mine))
-        awaited = theirs.sequence < mine.sequence or (theirs.inside and called is not None)
-        if awaited and not calls.alive(place):
-            pid = calls.processes[place].pid
-            return failures.died(calls.names[rank], pid, _waiting(calls, mine, here()), speaker=_speaker(calls, mine))
-    return None
+    verdict = judge(mine, calls.rows())
+    if verdict is None:
+        return None
+    if verdict.kind == "mismatch":
+        time.sleep(_TORN_SECONDS)
+        if judge(mine, calls.rows()) != verdict:
+            return None
+    # Both sides of a mismatch come here at the same time and ask each other where they are.
+    calls.place = here()
+    return error_for(calls, mine, verdict, calls.rows())
 
 
-def waiting_ranks(calls: "Calls", sequence: int) -> list[int]:
-    """Return the ranks of this node that are in call `sequence`, and not at the end of their programs. Local."""
-    seen = ((rank, calls.progress(place)) for place, rank in enumerate(calls.ranks) if not calls.leaves(place))
-    return [rank for rank, one in seen if one.inside and one.sequence == sequence]
+def error_for(calls: "Calls", mine: "Progress", verdict: Verdict, seen: Mapping[int, "Row"]) -> HpcvolError:
+    """Return what is to be raised on this rank, which is at `calls.place`. Local; may ask where the other one is."""
+    me, place = calls.ranks[calls.me], calls.place
+    name = calls.names[verdict.rank]
+    ranks = waiting_ranks(mine.sequence, seen) or [me]
+    speaker = calls.members[ranks[0]]
+    if verdict.kind == "mismatch":
+        called = seen[verdict.rank].progress.called(mine.sequence)
+        said = {calls.names[me]: (mine.call, place), name: (called, calls.locate(verdict.rank))}
+        return failures.mismatch(mine.sequence, said, speaker=speaker)
+    waiting = failures.waiting_in([calls.names[rank] for rank in ranks], mine.call, mine.sequence, place)
+    if verdict.kind == "left":
+        return failures.left(name, waiting, speaker=speaker)
+    return failures.died(name, waiting, speaker=speaker)
 
 
-def _disagreement(calls: "Calls", mine: "Progress", rank: int, called: "Call", here: str) -> HpcvolError:
-    me = calls.ranks[calls.me]
-    # Both sides come here at the same time and ask each other where they are: neither may be gone when it is asked.
-    calls.place = here
-    if called.name == "exit":
-        return failures.left(calls.names[rank], _waiting(calls, mine, here), speaker=_speaker(calls, mine))
-    said = {calls.names[me]: (mine.call, calls.place), calls.names[rank]: (called, calls.locate(rank))}
-    return failures.mismatch(mine.sequence, said, speaker=_speaker(calls, mine))
-
-
-def _waiting(calls: "Calls", mine: "Progress", here: str) -> str:
-    names = [calls.names[rank] for rank in waiting_ranks(calls, mine.sequence)]
-    return failures.waiting_in(names or [calls.names[calls.ranks[calls.me]]], mine.call, mine.sequence, here)
-
-
-def _speaker(calls: "Calls", mine: "Progress") -> int:
-    waiting = waiting_ranks(calls, mine.sequence)
-    return calls.members[min(waiting, default=calls.ranks[calls.me])]
+def waiting_ranks(sequence: int, seen: Mapping[int, "Row"]) -> list[int]:
+    """Return the ranks that are in call `sequence`, and not at the end of their programs, in order. Pure."""
+    return sorted(
+        rank
+        for rank, row in seen.items()
+        if row.progress.inside and row.progress.sequence == sequence and not row.leaving
+    )
