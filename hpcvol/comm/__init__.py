@@ -4,12 +4,14 @@
 """
 
 from hpcvol.comm.agreement import agree, together
+from hpcvol.comm.doing import doing
 from hpcvol.comm.ending import fail
 from hpcvol.comm.group import Group
 from hpcvol.comm.launch import Launch, launch_command
 from hpcvol.comm.launcher import under_launcher
 from hpcvol.comm.sharing import ABSENT, Sharing, shared
 from hpcvol.comm.startup import start, threads_may_communicate
+from hpcvol.comm.watch import set_patience
 
 __all__ = [
     "ABSENT",
@@ -17,8 +19,10 @@ __all__ = [
     "Launch",
     "Sharing",
     "agree",
+    "doing",
     "fail",
     "launch_command",
+    "set_patience",
     "shared",
     "start",
     "threads_may_communicate",

@@ -173,6 +173,7 @@ class Calls:
         processes: by place on `boards`; none where boards are not shared.
         abandoned: whether this rank gave a call up, which other ranks may still be in.
         place: where in its code this rank gave a call up.
+        somebody_died_at: when this rank saw first that a rank died for which it waits, `time.monotonic()`.
         note: what went wrong on this rank before it came to the call at hand.
         boards: int64[ranks of the node][64], by node rank; this rank's alone where there is no shared memory.
         addresses: int64[ranks of the node], where each board is.
@@ -195,10 +196,12 @@ class Calls:
         self.ranks = [group.members.index(member) for member in node.members] if self.shared else [group.rank]
         self.abandoned = False
         self.place = ""
+        self.somebody_died_at: float | None = None
         self.note = ""
         self.processes: Sequence[Process] = memory.processes if memory is not None else ()
         self._mine = self.boards[self.me].data
         self._error: HpcvolError | None = None
+        self._polled_ns = 0
         with _live_lock:
             _live.add(self)
 
@@ -259,6 +262,11 @@ class Calls:
         """Say on the board that the program of this rank has come to its end. Local."""
         self._mine[LEAVING] = 1
 
+    @property
+    def polls(self) -> bool:
+        """Whether this rank has called `poll` in the call that it is in."""
+        return self._polled_ns > int(self._mine[ENTERED_NS])
+
     def fail(self, error: HpcvolError) -> None:
         """Make `poll` raise `error` from now on. Local; for the thread that watches."""
         self._error = error
@@ -271,6 +279,7 @@ class Calls:
             MemberError: a member of this node has died, or its program has come to its end.
             HpcvolError: whatever was given to `fail`.
         """
+        self._polled_ns = time.monotonic_ns()
         if self._error is None:
             self._error = trouble(self, self.here)
         if self._error is not None:

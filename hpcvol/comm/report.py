@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hpcvol.comm.accounts import Account
 from hpcvol.comm.calls import Progress, Row
 from hpcvol.comm.failures import enumerate_names
-from hpcvol.comm.stacks import Stack, site
+from hpcvol.comm.stacks import Stack, outside_of_waiting, site
 
 _MAX_FRAMES = 12
 _NS = 1e-9
@@ -54,13 +54,20 @@ def notice(case: Case) -> str:
     return f"hpcvol: waiting for {case.seconds:.0f} s: {who.name}{others} {who.condition()}"
 
 
-def report(case: Case, abort_seconds: float) -> str:
-    """Return the report; `abort_seconds` is after what time of waiting the run ends, 0: never."""
+def report(case: Case, abort_seconds: float, *, ends: bool = False) -> str:
+    """Return the report.
+
+    Args:
+        case: what it is about.
+        abort_seconds: after what time of waiting the run ends, 0: never.
+        ends: whether it ends now.
+    """
     mine, missing = case.mine, case.missing
     waiting = [name for rank, name in enumerate(case.names) if rank not in missing]
     whom = f"{enumerate_names([case.names[rank] for rank in missing])} in" if missing else "the end of"
+    kind = "error: waited" if ends else "warning: waiting"
     lines = [
-        f"hpcvol: warning: waiting for {case.seconds:.0f} s for {whom} collective call {mine.sequence}, {mine.call}",
+        f"hpcvol: {kind} for {case.seconds:.0f} s for {whom} collective call {mine.sequence}, {mine.call}",
         f"  {enumerate_names(waiting)} {'waits' if len(waiting) == 1 else 'wait'} at {case.place}",
     ]
     if not missing:
@@ -68,12 +75,12 @@ def report(case: Case, abort_seconds: float) -> str:
     for account in case.accounts:
         lines += [f"  {line}" for line in _about(account, case)]
     if case.accounts and all(account.answered and account.waits is not None for account in case.accounts):
-        lines.append(
-            "  they wait for each other, in calls of different groups: a deadlock, which ends with the run only"
-        )
-    lines.append(f"  all stacks of all members: kill -USR2 {case.pid} on {case.host}")
-    if abort_seconds:
-        lines.append(f"  after {abort_seconds:g} s (comm.abort_seconds) the run ends")
+        lines.append("  they wait for each other in calls of different groups: a deadlock")
+    if ends:
+        lines.append(f"  that is longer than {abort_seconds:g} s (comm.abort_seconds): ending the run")
+    else:
+        lines.append(f"  all stacks of all members: kill -USR2 {case.pid} on {case.host}")
+        lines += [f"  after {abort_seconds:g} s (comm.abort_seconds) the run ends"] if abort_seconds else []
     return "\n".join(lines)
 
 
@@ -83,7 +90,7 @@ def _about(account: Account, case: Case) -> list[str]:
     if row is not None:
         lines.append(f"  {_last(row.progress, case)}")
     if account.main:
-        lines += ["  its main thread is at", *(f"    {line}" for line in frames(account.main))]
+        lines += ["  its main thread is at", *(f"    {line}" for line in _frames(account.main))]
     elif account.forced:
         lines += ["  its stacks are", *(f"    {line}" for line in account.forced.splitlines()[: 2 * _MAX_FRAMES])]
     return lines
@@ -98,10 +105,10 @@ def _last(progress: Progress, case: Case) -> str:
     return f"its last call of this group was number {number}, {progress.left}, which it left {ago:.0f} s ago"
 
 
-def frames(stack: Stack) -> list[str]:
-    """Return the innermost frames of a stack as lines."""
-    shown = [str(frame) for frame in stack[:_MAX_FRAMES]]
-    return shown if len(stack) <= _MAX_FRAMES else [*shown, "..."]
+def _frames(stack: Stack) -> list[str]:
+    """Return the innermost frames of a stack as lines, without those that only wait."""
+    shown = outside_of_waiting(stack)
+    return [str(frame) for frame in shown[:_MAX_FRAMES]] + (["..."] if len(shown) > _MAX_FRAMES else [])
 
 
 def everything(accounts: Sequence[Account]) -> str:

@@ -64,6 +64,12 @@ def all_stacks() -> dict[str, Stack]:
     return {name: stack for name, stack in found.items() if not name.startswith("hpcvol-watch")}
 
 
+def outside_of_waiting(stack: Sequence[Frame]) -> Stack:
+    """Return the frames around those of the communication itself, which are the same whoever calls; all if no other."""
+    own = next((index for index, frame in enumerate(stack) if not frame.file.startswith(_MECHANISM)), 0)
+    return list(stack[own:])
+
+
 def site(stack: Sequence[Frame]) -> str:
     """Return where a collective was called: the line of hpcvol or of the user that did, and the user's own behind it.
 
@@ -136,6 +142,13 @@ def force_stacks(pid: int, fd: int) -> str | None:
             now = os.fstat(file.fileno()).st_size
             if now == nbytes > before:  # it has stopped growing
                 file.seek(before)
-                return file.read(nbytes - before).decode(errors="replace")
+                return _without_watch(file.read(nbytes - before).decode(errors="replace"))
             nbytes = now
     return None
+
+
+def _without_watch(text: str) -> str:
+    """Leave out the threads of hpcvol's watch, which are there in every process."""
+    own = [str(_PACKAGE / "comm" / name) for name in ("watch.py", "status_service.py")]
+    threads = text.strip().split("\n\n")
+    return "\n".join(thread for thread in threads if not any(name in thread for name in own))

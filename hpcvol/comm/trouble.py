@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeGuard
 
 from hpcvol.comm import failures
 from hpcvol.errors import HpcvolError
@@ -10,6 +10,8 @@ from hpcvol.errors import HpcvolError
 if TYPE_CHECKING:
     from hpcvol.comm.calls import Calls, Progress, Row
 
+# Where one member ends the run for all the others see it die, and are ended a moment later: they had better be silent.
+_SURE_SECONDS = 1.5
 # Between writing two places of a board: a peer that was interrupted there needs its processor back.
 _TORN_SECONDS = 0.002
 
@@ -49,7 +51,7 @@ def trouble(calls: "Calls", here: Callable[[], str]) -> HpcvolError | None:
     """
     mine = calls.progress(calls.me)
     verdict = judge(mine, calls.rows())
-    if verdict is None:
+    if not is_sure(verdict, calls):
         return None
     if verdict.kind == "mismatch":
         time.sleep(_TORN_SECONDS)
@@ -58,6 +60,16 @@ def trouble(calls: "Calls", here: Callable[[], str]) -> HpcvolError | None:
     # Both sides of a mismatch come here at the same time and ask each other where they are.
     calls.place = here()
     return error_for(calls, mine, verdict, calls.rows())
+
+
+def is_sure(verdict: Verdict | None, calls: "Calls") -> TypeGuard[Verdict]:
+    """Return whether there is a verdict to act on: that somebody died only when it was so for a while. Local."""
+    if verdict is None or verdict.kind != "died":
+        calls.somebody_died_at = None
+        return verdict is not None
+    now = time.monotonic()
+    calls.somebody_died_at = calls.somebody_died_at or now
+    return now - calls.somebody_died_at > _SURE_SECONDS
 
 
 def error_for(calls: "Calls", mine: "Progress", verdict: Verdict, seen: Mapping[int, "Row"]) -> HpcvolError:

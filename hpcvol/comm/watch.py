@@ -25,7 +25,7 @@ from hpcvol.comm.peers import Peer, Peers, in_threads, new_token
 from hpcvol.comm.report import Case, everything, missing_ranks, notice, report
 from hpcvol.comm.stacks import StackFile, main_stack, site
 from hpcvol.comm.status_service import StatusService
-from hpcvol.comm.trouble import Verdict, error_for, judge, waiting_ranks
+from hpcvol.comm.trouble import Verdict, error_for, is_sure, judge, waiting_ranks
 from hpcvol.errors import HpcvolError
 
 _PERIOD_SECONDS = 0.5
@@ -94,13 +94,14 @@ class Watch:
         self._stack_file = StackFile()
         member = world.members[world.rank]
         self._answers = Answers(member, self._load, self._told_to_fail)
-        token = world.broadcast_object(new_token())
+        # Not by methods of the group: the calls that users see begin with number 1.
+        token = world.communicator.bcast(new_token())
         self._service: StatusService | None = None
         with suppress(OSError):  # no network at all: then no other host either, and the boards tell most
             self._service = StatusService(token, self._answers.answer)
         port = self._service.port if self._service is not None else 0
         me = Peer.current(member, port, self._stack_file.fd)
-        self._peers = self._answers.peers = Peers(token, me, world.gather_objects(me))
+        self._peers = self._answers.peers = Peers(token, me, world.communicator.allgather(me))
         self._waits: weakref.WeakKeyDictionary[Calls, _Wait] = weakref.WeakKeyDictionary()
         locate_with(self._locate)
         self._closed = threading.Event()
@@ -151,9 +152,11 @@ class Watch:
         verdict = judge(mine, seen)
         if calls.progress(calls.me) != mine:
             return
-        if verdict is not None:
+        if is_sure(verdict, calls):
             self._fail(calls, mine, verdict, seen, wait)
-        elif min(waiting_ranks(mine.sequence, seen), default=me) == me:
+        elif verdict is not None:
+            wait.next_look = seconds
+        elif min(waiting_ranks(mine.sequence, seen), default=me) == me and _is_outermost(mine):
             self._report_if_due(calls, mine, seen, wait, seconds)
 
     def _fail(self, calls: Calls, mine: Progress, verdict: Verdict, seen: dict[int, Row], wait: _Wait) -> None:
@@ -187,7 +190,7 @@ class Watch:
             return
         waited = time.monotonic() - wait.failed_at
         speaks = wait.error is not None and wait.error.speaker == self._peers.me.member
-        if waited > (_GRACE_SECONDS if speaks else 2 * _GRACE_SECONDS):
+        if waited > (_GRACE_SECONDS if calls.polls else 0.0) + (0.0 if speaks else _GRACE_SECONDS):
             _say(f"hpcvol: error: {wait.error}")
             ending.end_all(ending.EXIT_FAILED)
 
@@ -199,9 +202,13 @@ class Watch:
         missing = missing_ranks(mine, seen, len(calls.members))
         me = calls.ranks[calls.me]
         subjects = missing or [rank for rank in range(len(calls.members)) if rank != me]
-        accounts = self._accounts([calls.members[rank] for rank in subjects[:_MAX_ACCOUNTS]], calls.name)
+        told = self._accounts([calls.members[rank] for rank in subjects[:_MAX_ACCOUNTS]], calls.name)
         if calls.progress(calls.me) != mine:
             return
+        accounts = list(told.values())
+        in_a_circle = accounts and all(account.waits is not None for account in accounts)
+        if in_a_circle and min(told) < self._peers.me.member:
+            return  # it reports the same from its side, and ends the run
         place = site(main_stack())
         case = Case(mine, seconds, calls.names, seen, accounts, place, os.getpid(), self._peers.me.host)
         if accounts and all(account.excused for account in accounts):
@@ -210,8 +217,7 @@ class Watch:
                 wait.noticed = True
                 _say(notice(case))
         elif ends:
-            words = f"hpcvol: error: waited longer than comm.abort_seconds = {self.abort_seconds:g}, ending the run\n"
-            _say(words + report(case, 0))
+            _say(report(case, self.abort_seconds, ends=True))
             ending.end_all(ending.EXIT_FAILED)
         elif not wait.reported:
             wait.reported = True
@@ -246,8 +252,8 @@ class Watch:
         rows = {} if answer is None else answer["rows"]
         return {int(one): row_from_wire(wire) for one, wire in rows.items()}
 
-    def _accounts(self, members: Iterable[int], group: str) -> list[Account]:
-        """Return accounts of `members`, and of those whom they wait for themselves."""
+    def _accounts(self, members: Iterable[int], group: str) -> dict[int, Account]:
+        """Return accounts by member, of `members` and of those whom they wait for themselves."""
         found: dict[int, Account] = {}
         left = list(members)
         while left and len(found) < _MAX_ACCOUNTS:
@@ -263,7 +269,7 @@ class Watch:
                     found[member] = self._account_of_silent(member)
             me = self._peers.me.member
             left = [member for member in dict.fromkeys(waited_for) if member not in found and member != me]
-        return list(found.values())
+        return found
 
     def _account_of_silent(self, member: int) -> Account:
         """Return what this host, or other members of the member's own, see of it."""
@@ -300,6 +306,12 @@ class Watch:
             else:
                 accounts.append(self._account_of_silent(member))
         _say(everything(accounts))
+
+
+def _is_outermost(mine: Progress) -> bool:
+    """Whether this process is in no earlier call of another group, of which `mine` is then a part."""
+    everything = (calls.progress(calls.me) for calls in live_calls())
+    return not any(one.inside and one.entered_ns < mine.entered_ns for one in everything)
 
 
 def _say(text: str) -> None:

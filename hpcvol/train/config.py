@@ -13,6 +13,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -268,6 +269,14 @@ class CommConfig(_Section):
         default=BUCKET_NBYTES,
         description="Gradients travel between hosts in buckets of so many bytes, while the backward pass computes the "
         "next ones. Smaller ones begin earlier, larger ones cost less each.",
+    )
+    warn_seconds: PositiveFloat = Field(
+        default=30.0,
+        description="A member that waits longer in a collective call reports for whom, and where in its code that one "
+        "is. Members that build, evaluate or write something meanwhile are named, and not called stuck.",
+    )
+    abort_seconds: NonNegativeFloat = Field(
+        default=1800.0, description="A member that waits longer ends the run with that report; 0 waits for ever."
     )
 
 

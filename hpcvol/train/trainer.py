@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from hpcvol import environment
-from hpcvol.comm import Group, together
+from hpcvol.comm import Group, set_patience, together
 from hpcvol.comm import start as start_mpi
 from hpcvol.errors import CheckpointError, ConfigError, ModelError
 from hpcvol.torch.device import choose_device, choose_threads, make_deterministic
@@ -82,6 +82,7 @@ class Trainer:
         self._stop = stop
         self._progress = Progress()
         self._group = start_mpi() if group is None else group
+        set_patience(config.comm.warn_seconds, config.comm.abort_seconds)
         first = self._group.rank == 0
         if not logger.hasHandlers():
             logger.addHandler(_handler() if first else logging.NullHandler())
