@@ -205,6 +205,11 @@ class Calls:
         with _live_lock:
             _live.add(self)
 
+    def close(self) -> None:
+        """Say that no more calls will be made: nobody watches over them any more. Local."""
+        with _live_lock:
+            _live.discard(self)
+
     def begin(self, call: Call) -> None:
         """Say on the board that this rank enters `call`. Local."""
         mine = self._mine

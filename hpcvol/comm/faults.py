@@ -39,7 +39,7 @@ def explain(group: "Group", error: BaseException) -> HpcvolError | None:
     who = failures.enumerate_names([group.name_of(rank) for rank in dead]) if dead else "another member"
     number, fingerprint, *_ = group.call_identity[-2:]
     waiting = failures.waiting_in([group.name_of_me], Call.from_fingerprint(fingerprint), number, group.calls.here())
-    return failures.died(who, None, waiting, speaker=group.members[living[0]] if dead else group.members[group.rank])
+    return failures.died(who, waiting, speaker=group.members[living[0]] if dead else group.members[group.rank])
 
 
 def revoke(group: "Group") -> None:

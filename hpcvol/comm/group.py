@@ -151,7 +151,7 @@ class Group:
             color: zero or more.
             key: where in the new group this rank wants to be.
         """
-        with self._calling("split"):
+        with self.calling(Call.of("split")):
             return Group(self.communicator.Split(color, key), self.members[self.rank])
 
     def part(self, color: int) -> "Group":
@@ -160,13 +160,13 @@ class Group:
 
     def barrier(self) -> None:
         """Wait until all ranks are here."""
-        with self._calling("barrier"):
+        with self.calling(Call.of("barrier")):
             pass
 
     def broadcast_object(self, obj: Any, root: int = 0) -> Any:
         """Return the `obj` of rank `root` on all ranks; what the others gave is not looked at. It has to pickle."""
         data = bytearray(pickle.dumps(obj) if self.rank == root else b"")
-        with self._calling("broadcast_object", len(data), numel=root) as lengths:
+        with self.calling(Call.of("broadcast_object", numel=root), len(data)) as lengths:
             if self.rank != root:
                 data = bytearray(lengths[root])
             for start in range(0, len(data), _PIECE_NBYTES):
@@ -177,7 +177,7 @@ class Group:
     def gather_objects(self, obj: Any) -> list[Any]:
         """Return the `obj` of every rank, by rank, on all ranks. It has to pickle; all together are at most 2 GiB."""
         data = pickle.dumps(obj)
-        with self._calling("gather_objects", len(data)) as lengths:
+        with self.calling(Call.of("gather_objects"), len(data)) as lengths:
             gathered = bytearray(sum(lengths))
             self._wait(self.communicator.Iallgatherv(data, [gathered, lengths]), data, gathered)
         ends = np.cumsum(lengths).tolist()
@@ -187,12 +187,12 @@ class Group:
 
     def any(self, flag: bool) -> bool:
         """Return whether `flag` is true on at least one rank, on all ranks."""
-        with self._calling("any", int(flag)) as flags:
+        with self.calling(Call.of("any"), int(flag)) as flags:
             return any(flags)
 
     def union(self, flags: int) -> int:
         """Return the bitwise or of the `flags` (63 bits) of all ranks, on all ranks."""
-        with self._calling("union", flags) as everybody:
+        with self.calling(Call.of("union"), flags) as everybody:
             return int(np.bitwise_or.reduce(everybody))
 
     def leave(self) -> None:
@@ -202,11 +202,12 @@ class Group:
             HpcvolError: it has not, and others wait for this rank in another call.
         """
         self.calls.leave()
-        with self._calling("exit"):
+        with self.calling(Call.of("exit")):
             pass
 
-    def meet(self, call: Call, payload: int = 0) -> list[int]:
-        """Wait until all ranks are here, and check that they are in the same call. Collective; inside of `calls.begin`.
+    @contextmanager
+    def calling(self, call: Call, payload: int = 0) -> Iterator[list[int]]:
+        """Number a call, wait until all ranks are in it, and run the body. Collective: one small all-gather.
 
         Args:
             call: what this rank calls.
@@ -216,27 +217,27 @@ class Group:
             The payloads, by rank.
 
         Raises:
-            MismatchError: ranks are in different calls; on all of them.
-            MemberError: the program of a rank has come to its end, or it died.
+            MismatchError: ranks are in different calls, or the program of one has come to its end; on all of them.
+            MemberError: a rank died.
         """
-        if self.calls.abandoned:
-            raise CommError(f"{call} over a group in which an earlier call was given up after an error: end the run")
-        self._mine[:] = call.fingerprint, payload
-        self._wait(self.communicator.Iallgather(self._mine, self._all), self._mine, self._all)
-        fingerprints, payloads = self._all.T.tolist()
-        if fingerprints.count(call.fingerprint) != self.size:
-            raise self._disagreement(fingerprints)
-        found: list[int] = payloads
-        return found
-
-    @contextmanager
-    def _calling(self, name: str, payload: int = 0, numel: int = 0) -> Iterator[list[int]]:
-        call = Call.of(name, numel=numel)
         if self._communicator is None:
             raise RuntimeError("this group is closed")
         self.calls.begin(call)
-        yield self.meet(call, payload)
+        yield self.meet(payload)
         self.calls.end()
+
+    def meet(self, payload: int = 0) -> list[int]:
+        """Do what `calling` does, in the call that this group is in already, or the one that it is a part of."""
+        if self.calls.abandoned:
+            raise CommError("a collective call over a group in which another was given up after an error: end the run")
+        fingerprint = self.call_identity[-1]
+        self._mine[:] = fingerprint, payload
+        self._wait(self.communicator.Iallgather(self._mine, self._all), self._mine, self._all)
+        fingerprints, payloads = self._all.T.tolist()
+        if fingerprints.count(fingerprint) != self.size:
+            raise self._disagreement(fingerprints)
+        found: list[int] = payloads
+        return found
 
     def close(self) -> None:
         """Give the communicator back. Collective. Twice is once; using the group afterwards is an error."""
@@ -252,6 +253,7 @@ class Group:
             self._communicator.Free()
         self._communicator = None
         self.kept.clear()
+        self.calls.close()
         del self.calls  # its shared memory: a group that is its own node waits for the garbage collector
 
     def _split_by_node(self) -> "Group":
@@ -275,7 +277,7 @@ class Group:
 
     def _disagreement(self, fingerprints: list[int]) -> HpcvolError:
         """Return the error for ranks that met in different calls. Collective: all tell each other where they are."""
-        sequence = self.calls.progress(self.calls.me).sequence
+        sequence = self.call_identity[-2]
         called = [Call.from_fingerprint(one) for one in fingerprints]
         places: list[str] = self.communicator.allgather(self.calls.here())
         leaving = [rank for rank, one in enumerate(called) if one.name == "exit"]

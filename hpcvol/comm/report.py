@@ -107,7 +107,7 @@ def _last(progress: Progress, case: Case) -> str:
 
 def _frames(stack: Stack) -> list[str]:
     """Return the innermost frames of a stack as lines, without those that only wait."""
-    shown = outside_of_waiting(stack)
+    shown = outside_of_waiting(stack) or stack
     return [str(frame) for frame in shown[:_MAX_FRAMES]] + (["..."] if len(shown) > _MAX_FRAMES else [])
 
 

@@ -19,7 +19,7 @@ DEMAND = signal.SIGUSR2
 FORCE = signal.SIGRTMIN + 9
 
 _PACKAGE = Path(__file__).parents[1]
-_MECHANISM = (str(_PACKAGE / "comm"), str(_PACKAGE / "collectives"), contextlib.__file__)
+_MECHANISM = (str(_PACKAGE / "comm"), str(_PACKAGE / "collectives"))
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 _MAX_FRAMES = 40
 _FORCE_SECONDS = 1.0
@@ -65,9 +65,9 @@ def all_stacks() -> dict[str, Stack]:
 
 
 def outside_of_waiting(stack: Sequence[Frame]) -> Stack:
-    """Return the frames around those of the communication itself, which are the same whoever calls; all if no other."""
-    own = next((index for index, frame in enumerate(stack) if not frame.file.startswith(_MECHANISM)), 0)
-    return list(stack[own:])
+    """Return the frames around those of the communication itself, and of what that calls; all where there are none."""
+    inside = [index for index, frame in enumerate(stack) if frame.file.startswith(_MECHANISM)]
+    return list(stack[inside[-1] + 1 :]) if inside else list(stack)
 
 
 def site(stack: Sequence[Frame]) -> str:
@@ -75,7 +75,7 @@ def site(stack: Sequence[Frame]) -> str:
 
     Frames of the communication itself are left out: they are the same whoever calls.
     """
-    caller = [frame for frame in stack if not frame.file.startswith(_MECHANISM)]
+    caller = outside_of_waiting(stack)
     if not caller:
         return "unknown"
     user = next((frame for frame in caller if _is_users(frame)), None)

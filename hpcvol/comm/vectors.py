@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy.typing as npt
 
+from hpcvol.comm.calls import Call
 from hpcvol.comm.faults import explain
 from hpcvol.comm.group import Group
 from hpcvol.comm.waiting import Spinning
@@ -26,7 +27,8 @@ ALLREDUCE_PIECE_NBYTES = 2 * 2**20
 def reduce_everywhere(group: Group, vector: Vector, op: Op) -> None:
     """Replace `vector` by its element-wise `op` (not "mean") over all ranks, by MPI_Allreduce. Collective, in place.
 
-    Where the group waits without spinning, by MPI_Iallreduce, which MPI libraries have made slower.
+    Where the group waits without spinning, by MPI_Iallreduce, which MPI libraries have made slower. The ranks meet
+    first: what MPI makes of calls that do not fit is a hang, wrong numbers, or a crash.
 
     Args:
         group: all of its ranks call this.
@@ -34,6 +36,7 @@ def reduce_everywhere(group: Group, vector: Vector, op: Op) -> None:
         op: what to do.
 
     Raises:
+        MismatchError: members are in different calls.
         MemberError: another member died.
         CommError: MPI failed otherwise.
     """
@@ -43,6 +46,7 @@ def reduce_everywhere(group: Group, vector: Vector, op: Op) -> None:
     blocking = isinstance(group.waiting, Spinning)
 
     def reduce() -> None:
+        group.meet()
         for piece in _pieces(vector, ALLREDUCE_PIECE_NBYTES // vector.itemsize):
             if blocking:
                 communicator.Allreduce(MPI.IN_PLACE, piece, operation)
@@ -54,11 +58,17 @@ def reduce_everywhere(group: Group, vector: Vector, op: Op) -> None:
 
 
 def copy_from_root(group: Group, vector: Vector, root: int) -> None:
-    """Replace `vector` by that of rank `root` on all ranks, by MPI_Bcast. Collective, in place."""
+    """Replace `vector` by that of rank `root` on all ranks, by MPI_Bcast. Collective, in place.
+
+    Raises:
+        MismatchError: members are in different calls.
+        MemberError: another member died.
+    """
 
     def copy() -> None:
-        for piece in _pieces(vector, MAX_PIECE_NUMEL):
-            group.communicator.Bcast(piece, root)
+        with group.calling(Call.of("broadcast", vector.dtype, vector.size)):
+            for piece in _pieces(vector, MAX_PIECE_NUMEL):
+                group.communicator.Bcast(piece, root)
 
     _explained(group, copy)
 
