@@ -1,14 +1,13 @@
 """All-reduce of private vectors through memory that processes share, piece by piece.
 
-Every process has a *staging area*: two counters, each on a cache line of its own, then two slots. For a piece of the
-vector a process copies to its slot what others combine, says that it has posted, combines its slice of what all have
-posted into its own vector and its own slot, says that it has reduced, and copies the other slices out of the slots of
-their owners. Pieces are small enough to stay in the caches.
+Every process has a *staging area*: two counters, each on a cache line of its own, and room for a piece of the vector. A
+process copies there what others combine, says that it has posted, combines its slice of what all have posted and writes
+the result over it, says that it has reduced, and copies the other slices out of its own area. So an area is free again
+when all have reduced. Pieces are small enough to stay in the caches.
 
-A small vector is copied whole, and every process combines all of it: one wait instead of two.
-
-Counters count pieces of all calls, and slots take turns. A slot is written again two pieces later: by then its owner
-has seen that all others have posted the piece between, which they did after they had copied the old one out.
+A small vector is copied whole, and every process combines all of it: one wait instead of two. For these an area has two
+*slots* that take turns. A slot is written again two pieces later: by then its owner has seen that all others have
+posted the piece between, which they did after they had read the old one. Counters count pieces of all calls.
 """
 
 import numpy as np
@@ -36,11 +35,10 @@ from hpcvol.kernels.memory import copy_bytes
 POSTED, REDUCED = 0, 64
 FINGERPRINTS = 8  # of the call that posted, one a slot
 SLOTS = 4096
-SLOT_NBYTES = 1 << 20
-AREA_NBYTES = SLOTS + 2 * SLOT_NBYTES
-
-# Up to so many bytes of the others together a vector is small.
-SMALL_NBYTES = 16 << 10
+SMALL_NBYTES = 16 << 10  # up to so many bytes of the others together a vector is small
+PIECE = SLOTS + 2 * SMALL_NBYTES
+PIECE_NBYTES = 512 << 10
+AREA_NBYTES = PIECE + PIECE_NBYTES
 
 # Stages of a call beside ENTER, FINISHED and DISAGREE: waiting for posts, or for results, in the piece at hand.
 POSTING, REDUCING = 1, 2
@@ -75,32 +73,23 @@ def _all_agree(plan, number, fingerprint):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _copy_others(plan, slot, vector, nbytes, inwards):  # type: ignore[no-untyped-def]
-    """Copy all slices but this process's: into its own slot, or out of the slots of their owners."""
-    num_ranks, rank = load_acquire(plan), load_acquire(plan + 8)
-    areas = plan + 8 * (PLAN_HEAD + num_ranks)
-    own = load_acquire(areas + 8 * rank) + slot
-    for step in range(1, num_ranks):
-        owner = (rank + step) % num_ranks
-        low, high = slice_of(0, nbytes, owner, num_ranks)
-        if inwards:
-            copy_bytes(own + low, vector + low, high - low)
-        else:
-            copy_bytes(vector + low, load_acquire(areas + 8 * owner) + slot + low, high - low)
+def _copy(target, source, low, high):  # type: ignore[no-untyped-def]
+    copy_bytes(target + low, source + low, high - low)
 
 
 @njit(nogil=True, cache=True)
-def _combine_slice(kind, op, plan, slot, vector, low, high, num_targets, tables):  # type: ignore[no-untyped-def]
-    """Combine the bytes `low` to `high` into this process's vector and, where there are two targets, into its slot."""
+def _combine_slice(kind, op, plan, slot, vector, low, high, everywhere, tables):  # type: ignore[no-untyped-def]
+    """Combine the bytes `low` to `high` of all into this process's vector and, where so asked, into all slots."""
     num_ranks, rank = load_acquire(plan), load_acquire(plan + 8)
     areas = plan + 8 * (PLAN_HEAD + num_ranks)
     for place in range(num_ranks):
         store_release(tables + 8 * place, load_acquire(areas + 8 * place) + slot)
-    store_release(tables + 8 * rank, vector)
-    targets = tables + 8 * num_ranks
-    store_release(targets, vector)
-    store_release(targets + 8, load_acquire(areas + 8 * rank) + slot)
-    combine(kind, op, tables, num_ranks, targets, num_targets, low, high)
+    own = tables + 8 * rank
+    store_release(own, vector)
+    if everywhere:
+        combine(kind, op, tables, num_ranks, tables, num_ranks, low, high)
+    else:
+        combine(kind, op, tables, num_ranks, own, 1, low, high)
 
 
 @njit(nogil=True, cache=True)
@@ -116,18 +105,20 @@ def _allreduce(kind, itemsize, plan, state, code, array, stage):  # type: ignore
         now = monotonic_ns()
     give_up_ns = now + WAIT_NS
     done, before = load_acquire(state + PIECES_DONE), load_acquire(state + PIECES_BEFORE)
-    pieces = max(1, (nbytes + SLOT_NBYTES - 1) // SLOT_NBYTES)  # of an empty vector one, to meet
-    small = nbytes * (num_ranks - 1) <= SMALL_NBYTES
+    pieces = max(1, (nbytes + PIECE_NBYTES - 1) // PIECE_NBYTES)  # of an empty vector one, to meet
+    small = num_ranks > 1 and nbytes * (num_ranks - 1) <= SMALL_NBYTES
     while done < pieces:
         number = before + done + 1
-        slot = SLOTS + (number & 1) * SLOT_NBYTES
-        piece = vector + done * SLOT_NBYTES
-        length = min(SLOT_NBYTES, nbytes - done * SLOT_NBYTES)
+        slot = SLOTS + (number & 1) * SMALL_NBYTES if small else PIECE
+        piece = vector + done * PIECE_NBYTES
+        length = min(PIECE_NBYTES, nbytes - done * PIECE_NBYTES)
+        low, high = slice_of(0, length, rank, num_ranks)
         if stage == ENTER:
             if small:
-                copy_bytes(area + slot, piece, length)
+                _copy(area + slot, piece, 0, length)
             else:
-                _copy_others(plan, slot, piece, length, True)
+                _copy(area + slot, piece, 0, low)
+                _copy(area + slot, piece, high, length)
             store_release(area + FINGERPRINTS + 8 * (number & 1), fingerprint)
             store_release(area + POSTED, number)
         if stage != REDUCING:
@@ -135,14 +126,15 @@ def _allreduce(kind, itemsize, plan, state, code, array, stage):  # type: ignore
                 return POSTING
             if not _all_agree(plan, number, fingerprint):
                 return DISAGREE
-            low, high = (0, length) if small else slice_of(0, length, rank, num_ranks)
-            num_targets = 1 if small else 2
-            _combine_slice(kind, code & OP_MASK, plan, slot, piece, low, high, num_targets, state + 8 * STATE_NUMEL)
+            if small:
+                low, high = 0, length
+            _combine_slice(kind, code & OP_MASK, plan, slot, piece, low, high, not small, state + 8 * STATE_NUMEL)
             store_release(area + REDUCED, number)
         if not small:
             if not _all_reached(plan, REDUCED, number, give_up_ns):
                 return REDUCING
-            _copy_others(plan, slot, piece, length, False)
+            _copy(piece, area + slot, 0, low)
+            _copy(piece, area + slot, high, length)
         done += 1
         store_release(state + PIECES_DONE, done)
         stage = ENTER
@@ -184,8 +176,8 @@ def _allreduce_int64(plan, state, code, vector, stage):  # type: ignore[no-untyp
 
 
 # For a dtype by its name: all-reduce of one vector of each process, in place.
-#   plan: address of a plan (kernels.direct) of boards and staging areas. state: address of int64[STATE_NUMEL + 2 +
-#   ranks], zero at first. code: the fingerprint without its length. vector: contiguous; halves as uint16. stage: ENTER,
+#   plan: address of a plan (kernels.direct) of boards and staging areas. state: address of int64[STATE_NUMEL + ranks],
+#   zero at first. code: the fingerprint without its length. vector: contiguous; halves as uint16. stage: ENTER,
 #   or what was returned. Returns FINISHED; POSTING or REDUCING: to be called again with that stage; DISAGREE.
 ALLREDUCE = {
     "float32": _allreduce_float32,

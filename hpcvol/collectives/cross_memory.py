@@ -1,4 +1,4 @@
-"""All-reduce of any vectors of the ranks of one node, read and written in each other's memory: best for large ones.
+"""All-reduce of any vectors of the ranks of one node, read and written in each other's memory.
 
 The system calls need the permission to trace the other processes. Where Yama restricts that to descendants, each rank
 names its parent, the launcher, as its tracer: the other ranks are descendants of that.

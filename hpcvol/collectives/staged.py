@@ -1,4 +1,4 @@
-"""All-reduce of any vectors of the ranks of one node, through memory that they share: best up to about a megabyte."""
+"""All-reduce of any vectors of the ranks of one node, through memory that they share."""
 
 import numpy as np
 
@@ -19,8 +19,8 @@ def allreduce(group: Group, vector: Vector, op: str) -> None:
     """Replace `vector` by its element-wise `op` over all ranks of `group`. Collective, in place.
 
     Each rank copies what others combine to a staging area, piece by piece, combines its slice of every piece in the
-    order of ranks, and copies the rest out of the others' areas: the same bits on all ranks, every time. For n ranks it
-    reads and writes 2 (n - 1) / n of the vector's bytes to copy them, and as many as the vector has to combine them.
+    order of ranks into the areas of all, and copies the other slices back: the same bits on all ranks, every time. For
+    n ranks it copies 2 (n - 1) / n of the vector's bytes, and reads and writes as many as the vector has to combine.
 
     Args:
         group: one that is `usable`.
@@ -47,7 +47,7 @@ class _Staging:
         self._memory, self._calls = memory, group.calls  # kernels write to both
         self._finished = direct.FINISHED
         self._plan = direct.plan_of(group.rank, group.calls.addresses, memory.addresses)
-        self._state = np.zeros(staged.STATE_NUMEL + 2 + group.size, np.int64)
+        self._state = np.zeros(staged.STATE_NUMEL + group.size, np.int64)
         self._addresses: tuple[int, int] = self._plan.ctypes.data, self._state.ctypes.data
         self._kernels = KernelsByDtype(group, staged)
 

@@ -98,7 +98,7 @@ def test_the_kinds_of_calls_can_be_mixed(group: Group, algorithm: ModuleType) ->
 
 
 def test_pieces_of_every_number(group: Group) -> None:
-    per_piece = staged_kernels.SLOT_NBYTES // 8
+    per_piece = staged_kernels.PIECE_NBYTES // 8
     for numel in (per_piece - 1, per_piece, per_piece + 1, 3 * per_piece, 3 * per_piece + 5):
         vector = np.arange(numel) + group.rank
         staged.allreduce(group, vector, "sum")
