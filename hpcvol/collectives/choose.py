@@ -71,14 +71,15 @@ class Chooser:
             if len(self._chosen) >= _REMEMBERED:
                 self._chosen.clear()
             costs = self.costs(vector.nbytes, vector.dtype)
-            hierarchies = {name: option for name, option in costs.items() if name.startswith("hierarchical")}
-            options = hierarchies if algorithm == "hierarchical" else costs
+            options = self._hierarchical(vector.nbytes, vector.dtype) if algorithm == "hierarchical" else costs
             chosen = self._chosen[key] = min(options.values(), key=lambda option: option[0])[1]
         return chosen
 
     def costs(self, nbytes: int, dtype: "np.dtype[Any]") -> dict[str, tuple[float, AllReduce]]:
         """Return seconds and function of every way there is, by name. Local."""
-        return {**self._flat(nbytes, dtype), **self._hierarchical(nbytes, dtype)}
+        flat = self._flat(nbytes, dtype)
+        steps_differ = self._num_nodes > 1 and self._node_size > 1
+        return {**flat, **self._hierarchical(nbytes, dtype)} if steps_differ else flat
 
     def _flat(self, nbytes: int, dtype: "np.dtype[Any]") -> dict[str, tuple[float, AllReduce]]:
         level = levels_of(self._num_nodes, self._node_size)[-1] if self._size > 1 else "node"
@@ -134,8 +135,7 @@ def _agree(group: Group) -> Table:
     ]
     for level in missing:
         table = table.with_level(level, measure_level(group, level))
-    if missing:
-        _own = table
+    _own = Table({**_own.costs, **table.costs})
     return table
 
 
