@@ -65,7 +65,7 @@ class Link:
             return None
         if self.rate:
             self.free_at = begins = begins + nbytes * 8 / self.rate
-        return begins
+        return max(begins, now)  # the credit is of bytes: no frame travels faster for it
 
     def deliver(self, frame: bytes) -> None:
         """Give `frame` to the host."""
