@@ -1,10 +1,10 @@
 """How all-reduce scales with hosts: the cost model, fitted to few hosts, against more hosts that it has not seen.
 
 Virtual hosts on this machine, one rank each, joined by a network of 20 Mbit/s and 10 ms, slow enough for the network
-and not the shared cores to decide; ranks wait without spinning, so that the switch, a program too, has its core. On 2, 3 and 4 hosts every algorithm is timed at several lengths, and alpha
-and beta of `hpcvol.collectives.table` are fitted to that. Then 8 hosts are measured, and compared with what the model
-said of them. Last it predicts more hosts: up to 8 times the largest measured that is a claim, further on it is marked
-as an extrapolation.
+and not the shared cores to decide; ranks wait without spinning, so that the switch, a program too, has its core. On 2,
+3 and 4 hosts every algorithm is timed at several lengths, and alpha and beta of `hpcvol.collectives.table` are fitted
+to that. Then 8 hosts are measured, and compared with what the model said of them. Last it predicts more hosts: up to 8
+times the largest measured that is a claim, further on it is marked as an extrapolation.
 
 The interval is the middle 90 % of measured over predicted, of the fit and of the hosts that it had not seen.
 

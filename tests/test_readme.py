@@ -81,6 +81,7 @@ def test_no_command_is_forgotten() -> None:
         "mpiexec -n 2 python benchmarks/train_step.py --quick",
         "python benchmarks/overlap.py --quick",
         "python benchmarks/startup.py --quick",
+        "python benchmarks/scaling.py --quick",
     }
     assert set(commands()) == known
 

@@ -4,14 +4,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
-from hpcvol.collectives import halving_doubling, library, recursive_doubling, ring
+from hpcvol.collectives import cross_memory, halving_doubling, library, recursive_doubling, ring, staged
+from hpcvol.collectives.calling import calling
 from hpcvol.collectives.combine import HALF
 from hpcvol.comm.group import Group
 from hpcvol.comm.vectors import Op, Vector
 from hpcvol.errors import ConfigError
 
 # What `comm.algorithm` may be.
-Algorithm: TypeAlias = Literal["auto", "ring", "recursive_doubling", "halving_doubling", "hierarchical", "library"]
+Algorithm: TypeAlias = Literal[
+    "auto", "ring", "recursive_doubling", "halving_doubling", "hierarchical", "library", "staged", "cross_memory"
+]
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,6 @@ class Candidate:
         rounds: messages one after the other, of so many ranks.
         traffic: bytes through one rank's link for each byte of the vector, of so many ranks.
         takes: whether `auto` may give it vectors of a dtype.
-        refuses: why it cannot work over a group, and what to do; None where it can. The same on all ranks, local.
     """
 
     name: str
@@ -32,7 +34,6 @@ class Candidate:
     rounds: Callable[[int], float]
     traffic: Callable[[int], float]
     takes: Callable[[Any], bool] = lambda _: True
-    refuses: Callable[[Group], str | None] = lambda _: None
 
 
 def _two_trips(size: int) -> float:
@@ -63,8 +64,43 @@ CANDIDATES = {
 }
 
 
+@dataclass(frozen=True)
+class OnNode:
+    """An algorithm for ranks that are all on one node. It numbers its calls itself.
+
+    Attributes:
+        name: as in `Algorithm`.
+        allreduce: as that of a candidate.
+        find_out: returns whether it can work over a group, which it remembers in `group.kept` under its name.
+        needs: what it needs, in words.
+    """
+
+    name: str
+    allreduce: Callable[[Group, Vector, Op], None]
+    find_out: Callable[[Group], bool]
+    needs: str
+
+    def usable(self, group: Group) -> bool:
+        """Return whether it can work over `group`. Collective when first asked."""
+        if self.name in group.kept:
+            return self.find_out(group)
+        with calling(group, "choose_algorithm"):
+            return self.find_out(group)
+
+
+STAGED = OnNode("staged", staged.allreduce, staged.usable, "all members on one host, in memory that they share")
+CROSS_MEMORY = OnNode(
+    "cross_memory",
+    cross_memory.allreduce,
+    cross_memory.usable,
+    "all members on one host, with the permission to read each other's memory (ptrace)",
+)
+ON_NODE = {one.name: one for one in (STAGED, CROSS_MEMORY)}
+NUMBER_THEMSELVES = frozenset(one.allreduce for one in ON_NODE.values())
+
+
 def check_algorithm(group: Group, name: str) -> None:
-    """Refuse an algorithm that does not exist, or that cannot work over `group`. The same on all ranks.
+    """Refuse an algorithm that does not exist, or that cannot work over `group`. Collective; the same on all ranks.
 
     Raises:
         ConfigError: with `everywhere` set; what can be had instead.
@@ -73,6 +109,10 @@ def check_algorithm(group: Group, name: str) -> None:
         raise ConfigError(
             f"unknown algorithm {name!r}: expected one of {', '.join(get_args(Algorithm))}", everywhere=True
         )
-    reason = CANDIDATES[name].refuses(group) if name in CANDIDATES else None
-    if reason is not None:
-        raise ConfigError(f"the all-reduce algorithm {name!r} cannot work here: {reason}", everywhere=True)
+    if name in ON_NODE and not ON_NODE[name].usable(group):
+        hosts = ", ".join(dict.fromkeys(group.hosts))
+        raise ConfigError(
+            f"the all-reduce algorithm {name!r} needs {ON_NODE[name].needs}, which members on {hosts} do not have: "
+            'choose another, or "auto"',
+            everywhere=True,
+        )

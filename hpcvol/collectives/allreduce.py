@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hpcvol.collectives.algorithms import Algorithm, check_algorithm
+from hpcvol.collectives.algorithms import NUMBER_THEMSELVES, Algorithm, check_algorithm
 from hpcvol.collectives.calling import calling
 from hpcvol.collectives.checks import check_numel, check_op, check_pair, check_vector, is_same
 from hpcvol.collectives.choose import choose
@@ -28,7 +28,8 @@ def allreduce(
         vector: float32, float64, float16, bfloat16 (of ml_dtypes), int32 or int64 of any length, contiguous, 1-D.
         op: "sum", "mean" (of floats), "min", "max" or "product".
         algorithm: "ring", "recursive_doubling", "halving_doubling", "hierarchical", "library" (the MPI library's own),
-            or "auto", which picks by what short measurements cost.
+            of ranks on one node "staged" or "cross_memory", or "auto": one of these two where there is shared memory,
+            else the one that costs least by short measurements.
         out: takes the result in place of `vector`, which is left alone then; as long, and apart from it or the same.
 
     Raises:
@@ -49,6 +50,11 @@ def allreduce(
             np.copyto(out, vector)
     check_op(op, vector.dtype)
     check_algorithm(group, algorithm)
-    with calling(group, "allreduce", result, op=op):
-        if group.size > 1:
-            choose(group, result, algorithm)(group, result, op)
+    if group.size == 1:
+        return
+    combine = choose(group, result, algorithm)
+    if combine in NUMBER_THEMSELVES:
+        combine(group, result, op)
+    else:
+        with calling(group, "allreduce", result, op=op):
+            combine(group, result, op)

@@ -3,25 +3,28 @@
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeAlias
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from hpcvol.collectives import hierarchical
-from hpcvol.collectives.algorithms import CANDIDATES, Algorithm, Candidate
+from hpcvol.collectives.algorithms import CANDIDATES, CROSS_MEMORY, ON_NODE, STAGED, Algorithm, Candidate
 from hpcvol.collectives.broadcast import broadcast_bytes
-from hpcvol.collectives.measure import WITHIN, measure_level
+from hpcvol.collectives.calling import calling
+from hpcvol.collectives.measure import BY_MESSAGES, measure_level
 from hpcvol.collectives.table import Cost, Level, Table
 from hpcvol.comm.group import Group
 from hpcvol.comm.vectors import Op, Vector
 
 AllReduce: TypeAlias = Callable[[Group, Vector, Op], None]
 
+# From here on copying once by a system call beats copying twice through the caches.
+CROSS_MEMORY_NBYTES = 4 << 20
+
+_NAME = "chooser"
 _REMEMBERED = 4096
 
 # What this process knows; what a group uses is that of its first rank.
 _own = Table({})
-_choosers: "WeakKeyDictionary[Group, Chooser]" = WeakKeyDictionary()
 
 
 def use_table(table: Table) -> None:
@@ -36,10 +39,10 @@ def use_table(table: Table) -> None:
 def table_of(group: Group) -> Table:
     """Return the table by which `group` chooses: that of its rank 0, with what is missing there measured. Collective.
 
-    Once a group: one short broadcast, and some tenths of a second where there is something to measure. A group of one
-    rank has nothing to choose, and an empty table.
+    Once a group: one short broadcast, and some tenths of a second where there is something to measure. Where all ranks
+    share memory there is nothing to choose by it, and the table is empty.
     """
-    return _chooser(group).table
+    return Table({}) if STAGED.usable(group) else _chooser(group).table
 
 
 def choose(group: Group, vector: Vector, algorithm: Algorithm) -> AllReduce:
@@ -49,7 +52,18 @@ def choose(group: Group, vector: Vector, algorithm: Algorithm) -> AllReduce:
     """
     if algorithm in CANDIDATES:
         return CANDIDATES[algorithm].allreduce
+    if algorithm in ON_NODE:
+        return ON_NODE[algorithm].allreduce
+    if algorithm == "auto" and STAGED.usable(group):
+        return _on_node(group, vector)
     return _chooser(group).choose(vector, algorithm)
+
+
+def _on_node(group: Group, vector: Vector) -> AllReduce:
+    """By shared memory, without asking what it costs: nothing else comes near. Both have the same bits."""
+    if vector.nbytes >= CROSS_MEMORY_NBYTES and CROSS_MEMORY.usable(group):
+        return CROSS_MEMORY.allreduce
+    return STAGED.allreduce
 
 
 class Chooser:
@@ -90,7 +104,7 @@ class Chooser:
         }
 
     def _hierarchical(self, nbytes: int, dtype: "np.dtype[Any]") -> dict[str, tuple[float, AllReduce]]:
-        steps = self.table.costs.get("node", {}).get(WITHIN, Cost(0.0, 0.0))
+        steps = self.table.costs.get("within", {}).get(BY_MESSAGES, Cost(0.0, 0.0))
         ranks = self._node_size
         inside = steps.seconds(2 * (ranks - 1), 2 * (ranks - 1) / ranks * nbytes)
         slice_nbytes = nbytes / self._num_carriers
@@ -113,21 +127,20 @@ def levels_of(num_nodes: int, node_size: int) -> tuple[Level, ...]:
     """Return the levels that a group has; the last is that of algorithms which take all ranks for alike."""
     if num_nodes == 1:
         return ("node",) if node_size > 1 else ()
-    return ("between",) if node_size == 1 else ("node", "between", "all")
+    return ("between",) if node_size == 1 else ("within", "between", "all")
 
 
 def _chooser(group: Group) -> Chooser:
-    chooser = _choosers.get(group)
+    chooser: Chooser | None = group.kept.get(_NAME)
     if chooser is None:
-        chooser = _choosers[group] = Chooser(group, _agree(group))
+        with calling(group, "choose_algorithm"):
+            chooser = group.kept[_NAME] = Chooser(group, _agree(group))
     return chooser
 
 
 def _agree(group: Group) -> Table:
     """Return rank 0's table with all levels that `group` has. Collective."""
     global _own
-    if group.size == 1:
-        return Table({})
     table = Table.from_json(broadcast_bytes(group, _own.to_json().encode()).decode())
     carriers = group.carriers
     missing = [

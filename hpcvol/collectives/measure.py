@@ -21,8 +21,8 @@ BUDGET_SECONDS = 0.25
 _LEAST_TURNS = 3
 _MOST_TURNS = 50
 
-# The step within nodes of the hierarchical algorithm, by messages.
-WITHIN = "within"
+# The steps within nodes of the hierarchical algorithm.
+BY_MESSAGES = "by_messages"
 
 
 def measure_level(group: Group, level: Level) -> Mapping[str, Cost]:
@@ -30,10 +30,10 @@ def measure_level(group: Group, level: Level) -> Mapping[str, Cost]:
 
     Args:
         group: "node" is timed on its nodes all at once, "between" on the carriers, all at once, "all" on itself.
-        level: which.
+        level: which; "within" is timed on nodes too.
     """
     part = _part(group, level)
-    candidates = [*CANDIDATES.values(), *([_within()] if level == "node" else [])]
+    candidates = [_within()] if level == "within" else list(CANDIDATES.values())
     size = int(_largest(group, np.array([1 if part is None else part.size]))[0])
     rows: list[list[Measurement]] = [[] for _ in candidates]
     costs: list[Cost] = []
@@ -79,6 +79,7 @@ def _time(
 def _part(group: Group, level: Level) -> Group | None:
     parts: Mapping[Level, Callable[[], Group | None]] = {
         "node": lambda: group.node,
+        "within": lambda: group.node,
         "between": lambda: group.carriers.peers,
         "all": lambda: group,
     }
@@ -99,4 +100,4 @@ def _within() -> Candidate:
         steps.reduce_scatter(node, vector, bounds, op)
         steps.all_gather(node, vector, bounds)
 
-    return Candidate(WITHIN, allreduce, lambda size: 2 * (size - 1), lambda size: 2 * (size - 1) / size)
+    return Candidate(BY_MESSAGES, allreduce, lambda size: 2 * (size - 1), lambda size: 2 * (size - 1) / size)

@@ -14,9 +14,10 @@ from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
 
-# Between which ranks: of one node; one of each node, all carriers of a node at once; all ranks of several nodes.
-Level: TypeAlias = Literal["node", "between", "all"]
-LEVELS: tuple[Level, ...] = ("node", "between", "all")
+# Between which ranks: of one node; one of each node, all carriers of a node at once; all ranks of several nodes. And
+# "within": what the hierarchical algorithm does within nodes.
+Level: TypeAlias = Literal["node", "within", "between", "all"]
+LEVELS: tuple[Level, ...] = ("node", "within", "between", "all")
 
 _FORMAT = 1
 _ITERATIONS = 10

@@ -46,6 +46,7 @@ NAMES = (
     "union",
     "split",
     "exact_mean",
+    "choose_algorithm",
     "exit",
     "compare_clocks",
 )

@@ -262,8 +262,9 @@ class CommConfig(_Section):
 
     algorithm: Algorithm = Field(
         default="auto",
-        description="All-reduce algorithm. `auto` picks for each length what is cheapest by short measurements, which "
-        "a run keeps in `collectives.json`; `library` is the MPI library's own.",
+        description="All-reduce algorithm. `auto` uses memory that members share; between hosts, for each length, what "
+        "is cheapest by short measurements, which the run keeps in `collectives.json`. `library` is the MPI library's "
+        "own; `staged` and `cross_memory` are for members of one host.",
     )
     bucket_nbytes: PositiveInt = Field(
         default=BUCKET_NBYTES,

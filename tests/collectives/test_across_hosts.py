@@ -15,7 +15,7 @@ import numpy as np
 from hpcvol import collectives
 from hpcvol.collectives import Table, allreduce, table_of, use_table
 from hpcvol.collectives.algorithms import CANDIDATES
-from hpcvol.collectives.measure import WITHIN
+from hpcvol.collectives.measure import BY_MESSAGES
 from hpcvol.collectives.table import Cost
 from hpcvol.comm import start
 
@@ -25,12 +25,12 @@ assert world.carriers.node_sizes == sizes, world.carriers
 assert world.node.size == sizes[world.hosts[world.rank] == "h1"]
 assert world.carriers.number == min(sizes)
 measured = table_of(world)
-assert set(measured.costs) == {"node", "between", "all"}, measured
+assert set(measured.costs) == {"within", "between", "all"}, measured
 
 # Every rank believes in another algorithm, and all use the table of rank 0.
 favourite = list(CANDIDATES)[world.rank]
-costs = {name: Cost(1e-6, 1e-9) if name == favourite else Cost(1e-3, 1e-6) for name in (*CANDIDATES, WITHIN)}
-use_table(Table({"node": costs, "between": costs, "all": costs}))
+costs = {name: Cost(1e-6, 1e-9) if name == favourite else Cost(1e-3, 1e-6) for name in CANDIDATES}
+use_table(Table({"within": {BY_MESSAGES: Cost(1e-6, 1e-9)}, "between": costs, "all": costs}))
 
 for group in (world, world.split(0)):
     dtypes = (np.float32, np.int64, np.dtype(ml_dtypes.bfloat16))

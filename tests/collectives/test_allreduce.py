@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-from typing import Any
+from typing import Any, get_args
 
 import ml_dtypes
 import numpy as np
@@ -10,16 +10,27 @@ import numpy.typing as npt
 import pytest
 
 from hpcvol.collectives import Algorithm, Op, allreduce, broadcast, library, ring, slices
+from hpcvol.collectives.algorithms import ON_NODE
 from hpcvol.collectives.checks import DTYPE_NAMES
 from hpcvol.comm import Group, start, vectors
 from hpcvol.errors import ConfigError
 
-ALGORITHMS: list[Algorithm] = ["ring", "recursive_doubling", "halving_doubling", "hierarchical", "library", "auto"]
+ALGORITHMS: list[Algorithm] = [name for name in get_args(Algorithm) if name != "cross_memory"]
+EVERY_ALGORITHM: list[Algorithm] = [*ALGORITHMS, "cross_memory"]  # which not every system permits
 FLOATS = [np.dtype(t) for t in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)]
 DTYPES = [*FLOATS, np.dtype(np.int32), np.dtype(np.int64)]
 NUMPY: dict[Op, np.ufunc] = {"sum": np.add, "min": np.minimum, "max": np.maximum, "product": np.multiply}
 # None, one, fewer than ranks, as many, prime, of several pieces.
 NUMELS = [0, 1, 2, 3, 4, 5, 97, 70_001]
+
+
+@pytest.fixture(params=EVERY_ALGORITHM)
+def algorithm(group: Group, request: pytest.FixtureRequest) -> Algorithm:
+    """Every algorithm that works here."""
+    if request.param in ON_NODE and not ON_NODE[request.param].usable(group):
+        pytest.skip(f"{request.param} needs {ON_NODE[request.param].needs}")
+    found: Algorithm = request.param
+    return found
 
 
 def integers(rank: int, numel: int, dtype: Any) -> npt.NDArray[Any]:
@@ -42,7 +53,6 @@ def test_all_dtypes_are_tried() -> None:
     assert {dtype.name for dtype in DTYPES} == set(DTYPE_NAMES)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_equals_numpy_exactly(group: Group, algorithm: Algorithm) -> None:
     for dtype, op in itertools.product(DTYPES, NUMPY):
         for numel in NUMELS if op == "sum" else (3, 97):
@@ -53,7 +63,6 @@ def test_equals_numpy_exactly(group: Group, algorithm: Algorithm) -> None:
             np.testing.assert_array_equal(vector.astype(np.float64), expected, err_msg=case, strict=True)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_mean_is_the_sum_divided_once(group: Group, algorithm: Algorithm) -> None:
     for dtype, numel in itertools.product(FLOATS, (1, 97, 5_003)):
         vector = integers(group.rank, numel, dtype)
@@ -62,7 +71,6 @@ def test_a_mean_is_the_sum_divided_once(group: Group, algorithm: Algorithm) -> N
         np.testing.assert_array_equal(vector, expected.astype(dtype), err_msg=dtype.name)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_random_floats_are_right_within_rounding(group: Group, algorithm: Algorithm) -> None:
     for dtype, op in itertools.product(FLOATS, ("sum", "mean", "product")):
         rows = [normal(rank, 1009, dtype) for rank in range(group.size)]
@@ -76,7 +84,6 @@ def test_random_floats_are_right_within_rounding(group: Group, algorithm: Algori
         assert np.all(error <= group.size * unit * most + 1e-7), f"{op} of {dtype.name}: {np.max(error)}"
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_all_ranks_end_with_the_same_bits_every_time(group: Group, algorithm: Algorithm) -> None:
     for numel, dtype, op in itertools.product((1, 97, 70_001), FLOATS, (*NUMPY, "mean")):
         digests = set()
@@ -90,7 +97,6 @@ def test_all_ranks_end_with_the_same_bits_every_time(group: Group, algorithm: Al
         assert len(digests) == 1, f"{op} of {numel} {dtype.name}"
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_minimum_and_maximum_have_one_answer_for_nan_and_zeros(group: Group, algorithm: Algorithm) -> None:
     """The same bits whatever the algorithm and the number of ranks: NaN wins, and -0 is below 0."""
     last = group.rank == group.size - 1

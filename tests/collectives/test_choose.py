@@ -6,16 +6,18 @@ import numpy as np
 import pytest
 from two_hosts import as_hosts
 
-from hpcvol.collectives import Table, allreduce, choose, measure, table_of, use_table
-from hpcvol.collectives.algorithms import CANDIDATES
-from hpcvol.collectives.choose import Chooser, levels_of
+from hpcvol.collectives import Table, allreduce, check_algorithm, choose, measure, staged, table_of, use_table
+from hpcvol.collectives.algorithms import CANDIDATES, NUMBER_THEMSELVES, ON_NODE
+from hpcvol.collectives.choose import CROSS_MEMORY_NBYTES, Chooser, levels_of
 from hpcvol.collectives.table import Cost, Level, Measurement, fit
 from hpcvol.comm import Group
+from hpcvol.errors import ConfigError
 
 
 def table_that_prefers(name: str) -> Table:
     costs = {other: Cost(1e-6, 1e-9) if other == name else Cost(1e-3, 1e-6) for other in CANDIDATES}
-    return Table({"node": {**costs, measure.WITHIN: Cost(1e-6, 1e-9)}, "between": costs, "all": costs})
+    within = {measure.BY_MESSAGES: Cost(1e-6, 1e-9)}
+    return Table({"node": costs, "within": within, "between": costs, "all": costs})
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +84,7 @@ def test_levels_follow_from_the_layout() -> None:
     assert levels_of(1, 1) == ()
     assert levels_of(1, 4) == ("node",)
     assert levels_of(3, 1) == ("between",)
-    assert levels_of(3, 4) == ("node", "between", "all")
+    assert levels_of(3, 4) == ("within", "between", "all")
 
 
 def test_measuring_gives_every_algorithm_a_cost(group: Group) -> None:
@@ -91,7 +93,7 @@ def test_measuring_gives_every_algorithm_a_cost(group: Group) -> None:
         nodes = 1 + (group.size > 2)
         assert set(table.costs) == set(levels_of(nodes, min(group.size, 2)))
         for level, costs in table.costs.items():
-            assert set(costs) == set(CANDIDATES) | ({measure.WITHIN} if level == "node" else set())
+            assert set(costs) == ({measure.BY_MESSAGES} if level == "within" else set(CANDIDATES))
         assert len(set(group.gather_objects(table.to_json()))) == 1
 
 
@@ -105,8 +107,7 @@ def test_all_ranks_use_the_table_of_rank_0(group: Group) -> None:
                 vector = np.full(numel, 1.0)
                 allreduce(spread, vector)
                 assert (vector == group.size).all()
-            expected = table_that_prefers(favourites[0]) if group.size > 1 else Table({})
-            assert table_of(spread) == expected
+            assert table_of(spread) == table_that_prefers(favourites[0])
 
 
 def test_only_what_is_missing_is_measured(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,12 +120,11 @@ def test_only_what_is_missing_is_measured(group: Group, monkeypatch: pytest.Monk
     monkeypatch.setattr(choose, "measure_level", count)
     known = table_that_prefers("ring")
     if group.rank == 0:
-        use_table(Table({"node": known.costs["node"]}))
+        use_table(Table({level: known.costs[level] for level in ("node", "within")}))
     with as_hosts(group, [0, 0, 1, 1][: group.size]) as spread:
         first = table_of(spread)
         assert timed == (["between", "all"] if group.size > 2 else [])
-    if group.size > 1:
-        assert first.costs["node"] == known.costs["node"]
+    assert first.costs["node"] == known.costs["node"]
     if group.size > 2:
         with as_hosts(group, [0, 1, 1, 0][: group.size]) as again:  # members changed: nothing is measured again
             assert table_of(again) == first
@@ -132,8 +132,7 @@ def test_only_what_is_missing_is_measured(group: Group, monkeypatch: pytest.Monk
 
 
 def test_short_vectors_take_few_messages_and_long_ones_little_traffic(group: Group) -> None:
-    same = Table({"node": dict.fromkeys(CANDIDATES, Cost(1e-5, 1e-9)) | {measure.WITHIN: Cost(1e-5, 1e-9)}})
-    del same.costs["node"]["library"]  # type: ignore[attr-defined]
+    same = Table({"node": dict.fromkeys(sorted(set(CANDIDATES) - {"library"}), Cost(1e-5, 1e-9))})
     if group.size == 4:
         chooser = Chooser(group, same)
         assert names(chooser, 8)[0] == "recursive_doubling"
@@ -142,15 +141,28 @@ def test_short_vectors_take_few_messages_and_long_ones_little_traffic(group: Gro
 
 def test_between_nodes_carriers_share_the_work(group: Group) -> None:
     costs = {name: Cost(1e-4, 1e-8) for name in CANDIDATES}
-    table = Table({"node": {**costs, measure.WITHIN: Cost(1e-6, 1e-10)}, "between": costs, "all": costs})
+    table = Table({"within": {measure.BY_MESSAGES: Cost(1e-6, 1e-10)}, "between": costs, "all": costs})
     if group.size == 4:
         with as_hosts(group, [0, 0, 1, 1]) as spread:
             assert names(Chooser(spread, table), 10_000_000)[0].startswith("hierarchical")
 
 
+def test_ranks_that_share_memory_use_it_and_measure_nothing(group: Group) -> None:
+    assert table_of(group) == Table({})
+    assert choose.choose(group, np.zeros(9), "auto") is staged.allreduce
+    assert choose.choose(group, np.zeros(CROSS_MEMORY_NBYTES, np.int32), "auto") in NUMBER_THEMSELVES
+
+
+@pytest.mark.parametrize("algorithm", ON_NODE)
+def test_what_needs_one_node_is_refused_on_two(group: Group, algorithm: Any) -> None:
+    with as_hosts(group, [0, 0, 1, 1][: group.size]) as spread:
+        with pytest.raises(ConfigError, match=f"'{algorithm}' needs all members on one host, .*host0.* do not have"):
+            check_algorithm(spread, algorithm)
+        with pytest.raises(ConfigError, match=algorithm):
+            allreduce(spread, np.zeros(3), algorithm=algorithm)
+
+
 def test_half_types_do_not_go_to_the_library(group: Group) -> None:
-    use_table(table_that_prefers("library"))
-    table_of(group)
     if group.size > 1:
         chooser = Chooser(group, table_that_prefers("library"))
         assert names(chooser, 8)[0] == "library"

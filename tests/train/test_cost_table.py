@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from digits_project import Project
 
-from hpcvol.collectives import Table, choose, measure
+from hpcvol.collectives import Table, algorithms, choose
 from hpcvol.collectives.algorithms import CANDIDATES
 from hpcvol.collectives.table import Cost, Level
 from hpcvol.comm import Group
@@ -21,9 +21,10 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Level]:
 
     def pretend(_: Group, level: Level) -> Any:
         levels.append(level)
-        return {name: Cost(1e-6 * len(levels), 1e-9) for name in (*CANDIDATES, measure.WITHIN)}
+        return {name: Cost(1e-6 * len(levels), 1e-9) for name in CANDIDATES}
 
     monkeypatch.setattr(choose, "measure_level", pretend)
+    monkeypatch.setattr(algorithms.OnNode, "usable", lambda *_: False)  # else there is nothing to measure on one node
     monkeypatch.setattr(choose, "_own", Table({}))
     return levels
 
@@ -31,7 +32,6 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Level]:
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a new process."""
     monkeypatch.setattr(choose, "_own", Table({}))
-    choose._choosers.clear()
 
 
 def test_a_run_that_goes_on_uses_the_costs_that_it_began_with(
@@ -73,7 +73,7 @@ def test_what_cannot_be_read_is_measured_again(group: Group, shared_path: Path, 
 def test_the_file_of_the_first_member_that_sees_one_holds(group: Group, tmp_path: Path, measured: list[Level]) -> None:
     """Hosts with other files of costs in directories of their own: all take one."""
     if group.rank > 0:
-        costs = {name: Cost(1e-6 * group.rank, 1e-9) for name in (*CANDIDATES, measure.WITHIN)}
+        costs = {name: Cost(1e-6 * group.rank, 1e-9) for name in CANDIDATES}
         (tmp_path / COLLECTIVES_NAME).write_text(Table({"node": costs}).to_json())
     recall_costs(group, tmp_path, fresh=False)
     keep_costs(group, tmp_path, "auto", keeps=True)
