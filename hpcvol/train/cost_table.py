@@ -33,14 +33,17 @@ def keep_costs(group: Group, run_dir: Path, algorithm: Algorithm, *, keeps: bool
     """Write the costs by which the run chooses to its directory; measure what is not known yet. Collective.
 
     Args:
-        group: the live ranks; a single one has nothing to choose, and nothing is written.
+        group: the live ranks; where they share memory there is nothing to choose, and nothing is written.
         run_dir: the run directory as this member sees it.
         algorithm: where it is pinned nothing is measured or written.
         keeps: whether this member writes the run's files.
     """
     if group.size == 1 or algorithm not in ("auto", "hierarchical"):
         return
-    text = table_of(group).to_json()
+    table = table_of(group)
+    if not table.costs:
+        return
+    text = table.to_json()
     with together(group, "writing the costs of collectives"):
         path = run_dir / COLLECTIVES_NAME
         if keeps and _read(path) != text:

@@ -29,8 +29,9 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Level]:
     return levels
 
 
-def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+def forget(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a new process."""
+    group.kept.pop("chooser", None)
     monkeypatch.setattr(choose, "_own", Table({}))
 
 
@@ -46,12 +47,12 @@ def test_a_run_that_goes_on_uses_the_costs_that_it_began_with(
     before = file.read_text()
     assert Table.from_json(before).covers(["node"])
     group.barrier()
-    forget(monkeypatch)
+    forget(group, monkeypatch)
     assert shared_project.train("run", "train.sum=float", "train.steps=4", group=group)
     assert measured == ["node"]
     assert file.read_text() == before
     group.barrier()
-    forget(monkeypatch)
+    forget(group, monkeypatch)
     assert shared_project.train("run", "train.sum=float", "train.steps=2", group=group, fresh=True)
     assert measured == ["node", "node"]
     assert file.read_text() != before
