@@ -12,7 +12,7 @@ from hpcvol.comm import Group
 from hpcvol.strategies.between import Between
 from hpcvol.strategies.exact_reducers import ExactBetween, NodeExact, PlainExact
 from hpcvol.strategies.float_reducers import FloatsBetween, NodeFloats, PlainFloats
-from hpcvol.strategies.in_turn import InTurn
+from hpcvol.strategies.in_turn import InTurn, turns_of
 from hpcvol.strategies.reducer import BUCKET_NBYTES, Buckets, ExactReducer, FloatReducer
 
 
@@ -55,8 +55,12 @@ class AllReduce:
         shared = self._shared(group, numel, dtype)
         if shared is None:
             return PlainFloats(self.group, self.algorithm, numel, dtype, buckets)
-        between = self._between(group, len(buckets))
-        return NodeFloats(shared) if between is None else FloatsBetween(shared, between, buckets)
+        if self._turns is None:
+            return NodeFloats(shared)
+        ready = self._shared(group, len(buckets), np.dtype(np.int64))
+        if ready is None:
+            return PlainFloats(self.group, self.algorithm, numel, dtype, buckets)
+        return FloatsBetween(shared, Between(self._turns, ready), buckets)
 
     def exact(self, numel: int, dtype: "np.dtype[Any]", buckets: Buckets) -> ExactReducer:
         """Return what sums a step's gradients in integers and gives their means in `dtype`. Collective."""
@@ -66,20 +70,24 @@ class AllReduce:
         if totals is None or means is None:
             return PlainExact(self.group, self.algorithm, numel, dtype, buckets)
         exact_mean.compile_for(group, dtype)
-        between = self._between(group, len(buckets))
-        return NodeExact(totals, means) if between is None else ExactBetween(totals, means, between, buckets)
+        if self._turns is None:
+            return NodeExact(totals, means)
+        ready = self._shared(group, len(buckets), np.dtype(np.int64))
+        if ready is None:
+            return PlainExact(self.group, self.algorithm, numel, dtype, buckets)
+        return ExactBetween(totals, means, Between(self._turns, ready), buckets)
 
     def close(self) -> None:
-        """End the thread that communicates, where there is one. Local."""
+        """Give up what is still on its way after an error. Local."""
         if self._turns is not None:
-            self._turns.close()
+            self._turns.give_up()
 
     def _group_of_gradients(self) -> Group:
         """Return the group over which gradients are combined: of several nodes, one of the thread's own."""
         if self.group.node.size == self.group.size:
             return self.group
         if self._turns is None:
-            self._turns = InTurn(self.group)
+            self._turns = turns_of(self.group)
         return self._turns.group
 
     def _shared(self, group: Group, numel: int, dtype: "np.dtype[Any]") -> SharedVector | None:
@@ -87,10 +95,3 @@ class AllReduce:
             return None
         shared = share(group, numel, dtype)
         return None if group.any(shared is None) else shared
-
-    def _between(self, group: Group, num_buckets: int) -> Between | None:
-        if self._turns is None:
-            return None
-        ready = share(group, num_buckets, np.int64)
-        assert ready is not None, "the ranks of a node share memory, or do not"
-        return Between(self._turns, ready)

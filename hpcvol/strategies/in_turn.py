@@ -1,24 +1,38 @@
 """A thread that communicates beside the one that computes: jobs one after another, over a group of their own."""
 
+import os
 import queue
 import threading
 import time
 from collections.abc import Callable
+from weakref import WeakKeyDictionary
 
 from hpcvol.comm import Group, threads_may_communicate
-from hpcvol.comm.waiting import POLL_SECONDS, Spinning
+from hpcvol.comm.waiting import POLL_SECONDS
 from hpcvol.errors import CommError
 
 Job = Callable[[], None]
+
+_of_groups: "WeakKeyDictionary[Group, InTurn]" = WeakKeyDictionary()
+
+
+def turns_of(group: Group) -> "InTurn":
+    """Return the turns of `group`. Collective when first asked for."""
+    turns = _of_groups.get(group)
+    if turns is None:
+        turns = _of_groups[group] = InTurn(group)
+    return turns
+
 
 _LEAST_SECONDS = 50e-6
 _MOST_SECONDS = 1e-3
 
 
 class InTurn:
-    """Runs jobs in the order in which they are given, the same on all ranks. Made collectively.
+    """Runs jobs in the order in which they are given, the same on all ranks.
 
-    Where this MPI does not allow two threads at a time to call it, jobs run when they are waited for.
+    A group has one, made by `turns_of` and kept as long as the group. Where this MPI does not allow two threads at a
+    time to call it, jobs run when they are waited for.
 
     Args:
         group: the ranks that take part.
@@ -32,7 +46,7 @@ class InTurn:
         self._waiting = _Waiting()
         self.group.waiting = self._waiting
         self._threaded = threads_may_communicate()
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._given = 0
         self._done = 0
         self._changed = threading.Condition()
@@ -61,22 +75,19 @@ class InTurn:
         if self._error is not None:
             raise self._error
 
-    def close(self) -> None:
-        """End the thread; jobs that are not done are given up. Local."""
-        self._waiting.closed = True
-        self._jobs.put(None)
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+    def give_up(self) -> None:
+        """Let jobs that are not done fail: nobody will wait for them. Local; the group is of no use after that."""
+        if self._done != self._given:
+            self._waiting.given_up = True
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            self._run(job)
+        while True:
+            self._run(self._jobs.get())
 
-    def _run(self, job: Job | None) -> None:
+    def _run(self, job: Job) -> None:
         try:
             # After an error the ranks are no longer at the same place; what follows would only wait.
-            if job is not None and self._error is None:
+            if self._error is None:
                 job()
         except BaseException as error:
             self._error = error
@@ -93,20 +104,19 @@ class _Waiting:
 
     def __init__(self) -> None:
         self.hurry = False
-        self.closed = False
+        self.given_up = False
 
     def until(self, done: Callable[[], bool], poll: Callable[[], None]) -> None:
         """Wait as `hpcvol.comm.waiting.Waiting` says."""
-        pause, slept = _LEAST_SECONDS, 0.0
+        pause, due = _LEAST_SECONDS, time.monotonic() + POLL_SECONDS
         while not done():
-            if self.closed:
+            if self.given_up:
                 raise CommError("the run was closed while its gradients were on their way")
             if self.hurry:
-                Spinning().until(done, poll)
-                return
-            time.sleep(pause)
-            slept += pause
-            pause = min(2 * pause, _MOST_SECONDS)
-            if slept > POLL_SECONDS:
+                os.sched_yield()
+            else:
+                time.sleep(pause)
+                pause = min(2 * pause, _MOST_SECONDS)
+            if time.monotonic() > due:
                 poll()
-                slept = 0.0
+                due = time.monotonic() + POLL_SECONDS
