@@ -1,6 +1,7 @@
 """One training step: a bag of units, computed, summed, committed, applied."""
 
 import math
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -32,6 +33,21 @@ class UnitRecord:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Share:
+    """What one member computed of a step.
+
+    Attributes:
+        member: its id.
+        num_samples: samples of its units.
+        seconds: from the step's beginning until it came to sum, its data included; of the last attempt.
+    """
+
+    member: int
+    num_samples: int
+    seconds: float
+
+
 class Step:
     """A step of a run. Iterate over it once; give each unit's loss to `backward`.
 
@@ -48,6 +64,7 @@ class Step:
         num_samples: samples of the step.
         gradient_norm: 2-norm of the step's gradient, before clipping.
         attempts: how often the units were computed.
+        shares: what each member computed, and how long that took.
     """
 
     def __init__(self, run: "Run", index: int) -> None:
@@ -69,6 +86,7 @@ class Step:
         self.weight = 0
         self.gradient_norm = math.nan
         self.attempts = 0
+        self.shares: list[Share] = []
 
     def __iter__(self) -> Iterator[Unit]:
         if self._begun:
@@ -145,6 +163,7 @@ class Step:
             raise ModelError(f"step {self.index}: unit {span.index} was not given to step.backward()")
 
     def _begin(self) -> None:
+        self._began = time.monotonic()
         self._records = {}
         self._run.gradients.reset()
         self._run.buffers.reset()
@@ -181,10 +200,14 @@ class Step:
 
     def _gather(self) -> dict[int, UnitRecord]:
         records: dict[int, UnitRecord] = {}
+        samples, seconds = sum(span.count for span in self._mine), time.monotonic() - self._began
         with tracing.span("gather records"):
             agree(self._run.group, self._failure, f"computing step {self.index}")
-            for part in self._run.group.gather_objects(self._records):
+            self.shares = []
+            mine = Share(self._run.member, samples, seconds)
+            for part, share in self._run.group.gather_objects((self._records, mine)):
                 records |= part
+                self.shares.append(share)
         self._check_losses(records)
         return records
 

@@ -30,6 +30,7 @@ from hpcvol.train.cost_table import keep_costs, recall_costs
 from hpcvol.train.files import finite, write_whole, writing
 from hpcvol.train.notices import Notice, exchange
 from hpcvol.train.optimizers import learning_rate_factor
+from hpcvol.train.pace import Pace
 from hpcvol.train.parts import build_model, build_optimizer, load_hook, user_files
 from hpcvol.train.progress import Progress
 from hpcvol.train.report import Report, duration
@@ -81,6 +82,7 @@ class Trainer:
         self._fresh = fresh
         self._stop = stop
         self._progress = Progress()
+        self._pace = Pace()
         self._group = start_mpi() if group is None else group
         set_patience(config.comm.warn_seconds, config.comm.abort_seconds)
         first = self._group.rank == 0
@@ -249,6 +251,7 @@ class Trainer:
                 except Exception as error:
                     step.fail(error)  # one error for all members, rather than one from each
             self._progress.count(step)
+            self._pace.count(step.shares)
             self._log(step)
             best = self._validation_is_due() and self._validate()
             compare = self._trace is not None and self._trace.wants_clocks_compared
@@ -289,6 +292,7 @@ class Trainer:
                 "gradient_norm": step.gradient_norm,
                 "learning_rate": float(self.run.optimizer.param_groups[0]["lr"]),
                 "samples_per_second": rate,
+                "members": self._pace.take(),
             }
             # A model's metric of the same name does not replace ours, which keep their place in the line.
             self._report.metrics(done, ours | step.metrics | ours)
@@ -367,6 +371,12 @@ class Trainer:
                     write_whole(path, json.dumps(finite(summary), indent=1) + "\n")
         for line in conclusion(summary):
             self._report.say(line)
+        if slow := self._pace.slow_member():
+            member, times = slow
+            who = self._group.name_of(self._group.members.index(member))
+            self._report.say(
+                f"{who} took {times:.1f} times as long for a sample as the median member, and the others waited for it"
+            )
 
 
 def _handler() -> logging.Handler:

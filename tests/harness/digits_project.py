@@ -81,8 +81,10 @@ def what_decides(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_rates(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return lines of metrics without the only entry that clocks decide."""
-    return [{key: value for key, value in line.items() if key != "samples_per_second"} for line in metrics]
+    """Return lines of metrics without the entries that clocks decide."""
+    return [
+        {key: value for key, value in line.items() if key not in ("samples_per_second", "members")} for line in metrics
+    ]
 
 
 @contextmanager
