@@ -52,6 +52,9 @@ def go_on(group: Group, stage: int, again: Callable[[int], int], until: int) -> 
 
 def compiled(group: Group, compile_kernels: Callable[[], None]) -> None:
     """Call `compile_kernels` on one rank of the node, which fills Numba's cache, then on the others. Collective."""
+    from hpcvol.kernels.compiler import warm_up
+
+    warm_up()  # by all ranks at once, not by one after another
     with together(group.node, "compiling kernels"):
         if group.node.rank == 0:
             compile_kernels()
