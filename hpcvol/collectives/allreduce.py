@@ -28,8 +28,8 @@ def allreduce(
         vector: float32, float64, float16, bfloat16 (of ml_dtypes), int32 or int64 of any length, contiguous, 1-D.
         op: "sum", "mean" (of floats), "min", "max" or "product".
         algorithm: "ring", "recursive_doubling", "halving_doubling", "hierarchical", "library" (the MPI library's own),
-            of ranks on one node "staged" or "cross_memory", or "auto": one of these two where there is shared memory,
-            else the one that costs least by short measurements.
+            of ranks on one node "staged" or "cross_memory", or "auto": staged where there is shared memory, else the
+            one that costs least by short measurements.
         out: takes the result in place of `vector`, which is left alone then; as long, and apart from it or the same.
 
     Raises:

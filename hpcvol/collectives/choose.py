@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from hpcvol.collectives import hierarchical
-from hpcvol.collectives.algorithms import CANDIDATES, CROSS_MEMORY, ON_NODE, STAGED, Algorithm, Candidate
+from hpcvol.collectives.algorithms import CANDIDATES, ON_NODE, STAGED, Algorithm, Candidate
 from hpcvol.collectives.broadcast import broadcast_bytes
 from hpcvol.collectives.calling import calling
 from hpcvol.collectives.measure import BY_MESSAGES, measure_level
@@ -16,9 +16,6 @@ from hpcvol.comm.group import Group
 from hpcvol.comm.vectors import Op, Vector
 
 AllReduce: TypeAlias = Callable[[Group, Vector, Op], None]
-
-# From here on copying once by a system call beats copying twice through the caches.
-CROSS_MEMORY_NBYTES = 4 << 20
 
 _NAME = "chooser"
 _REMEMBERED = 4096
@@ -55,15 +52,8 @@ def choose(group: Group, vector: Vector, algorithm: Algorithm) -> AllReduce:
     if algorithm in ON_NODE:
         return ON_NODE[algorithm].allreduce
     if algorithm == "auto" and STAGED.usable(group):
-        return _on_node(group, vector)
+        return STAGED.allreduce  # without asking what it costs: nothing else comes near
     return _chooser(group).choose(vector, algorithm)
-
-
-def _on_node(group: Group, vector: Vector) -> AllReduce:
-    """By shared memory, without asking what it costs: nothing else comes near. Both have the same bits."""
-    if vector.nbytes >= CROSS_MEMORY_NBYTES and CROSS_MEMORY.usable(group):
-        return CROSS_MEMORY.allreduce
-    return STAGED.allreduce
 
 
 class Chooser:

@@ -7,8 +7,8 @@ import pytest
 from two_hosts import as_hosts
 
 from hpcvol.collectives import Table, allreduce, check_algorithm, choose, measure, staged, table_of, use_table
-from hpcvol.collectives.algorithms import CANDIDATES, NUMBER_THEMSELVES, ON_NODE
-from hpcvol.collectives.choose import CROSS_MEMORY_NBYTES, Chooser, levels_of
+from hpcvol.collectives.algorithms import CANDIDATES, ON_NODE
+from hpcvol.collectives.choose import Chooser, levels_of
 from hpcvol.collectives.table import Cost, Level, Measurement, fit
 from hpcvol.comm import Group
 from hpcvol.errors import ConfigError
@@ -150,7 +150,6 @@ def test_between_nodes_carriers_share_the_work(group: Group) -> None:
 def test_ranks_that_share_memory_use_it_and_measure_nothing(group: Group) -> None:
     assert table_of(group) == Table({})
     assert choose.choose(group, np.zeros(9), "auto") is staged.allreduce
-    assert choose.choose(group, np.zeros(CROSS_MEMORY_NBYTES, np.int32), "auto") in NUMBER_THEMSELVES
 
 
 @pytest.mark.parametrize("algorithm", ON_NODE)
