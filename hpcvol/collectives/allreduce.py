@@ -6,8 +6,11 @@ from hpcvol.collectives.algorithms import NUMBER_THEMSELVES, Algorithm, check_al
 from hpcvol.collectives.calling import calling
 from hpcvol.collectives.checks import check_numel, check_op, check_pair, check_vector, is_same
 from hpcvol.collectives.choose import choose
+from hpcvol.comm.calls import Call
 from hpcvol.comm.group import Group
 from hpcvol.comm.vectors import Op, Vector
+
+_NAME = "allreduce"
 
 
 def allreduce(
@@ -49,6 +52,8 @@ def allreduce(
         if not is_same(vector, out, "the same vector"):
             np.copyto(out, vector)
     check_op(op, vector.dtype)
+    if group.size > 1:
+        _meet_at_first(group, result, op, algorithm)
     check_algorithm(group, algorithm)
     if group.size == 1:
         return
@@ -58,3 +63,15 @@ def allreduce(
     else:
         with calling(group, "allreduce", result, op=op):
             combine(group, result, op)
+
+
+def _meet_at_first(group: Group, vector: Vector, op: Op, algorithm: Algorithm) -> None:
+    """Meet before what only first calls do: map memory, measure, compile.
+
+    These make calls of their own, by which ranks whose calls differ would not be told of theirs.
+    """
+    met: set[tuple[str, int]] = group.kept.setdefault(_NAME, set())
+    key = algorithm, vector.dtype.num
+    if key not in met:
+        with group.calling(Call.of("allreduce", vector.dtype, vector.size, op)):
+            met.add(key)

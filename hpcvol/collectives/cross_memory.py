@@ -20,8 +20,8 @@ from hpcvol.errors import CommError
 _LINE_NBYTES = 64
 _PR_SET_PTRACER = 0x59616D61
 
-# The memory of a process that was killed is gone before its state says so.
-_DYING_SECONDS = 1.0
+# The memory of a process that was killed is gone before its state says so, on a busy machine long before.
+_DYING_SECONDS = 10.0
 
 _NAME = "cross_memory"
 

@@ -3,8 +3,8 @@
 import contextlib
 import faulthandler
 import os
+import re
 import signal
-import sys
 import sysconfig
 import threading
 import time
@@ -22,6 +22,9 @@ _PACKAGE = Path(__file__).parents[1]
 _MECHANISM = (str(_PACKAGE / "comm"), str(_PACKAGE / "collectives"))
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 _MAX_FRAMES = 40
+# What faulthandler writes.
+_THREAD = re.compile(r"(?:Current thread|Thread) 0x([0-9a-f]+)")
+_FRAME = re.compile(r'  File "(.*)", line (\d+) in (.*)')
 _FORCE_SECONDS = 1.0
 
 
@@ -52,16 +55,37 @@ def stack_of(frame: FrameType | None) -> Stack:
 
 
 def main_stack() -> Stack:
-    """Return the stack of the main thread, from any thread. Local."""
-    return stack_of(sys._current_frames().get(threading.main_thread().ident or 0))
+    """Return the stack of the main thread, from any thread; empty where the system has no files in memory. Local."""
+    return _stacks_by_thread().get(threading.main_thread().ident or 0, [])
 
 
 def all_stacks() -> dict[str, Stack]:
     """Return the stacks of all Python threads by their names, from any thread; not those of hpcvol's watch. Local."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
-    frames = sys._current_frames()
-    found = {names.get(ident, f"thread {ident}"): stack_of(frame) for ident, frame in frames.items()}
+    found = {names.get(ident, f"thread {ident}"): stack for ident, stack in _stacks_by_thread().items()}
     return {name: stack for name, stack in found.items() if not name.startswith("hpcvol-watch")}
+
+
+def _stacks_by_thread() -> dict[int, Stack]:
+    """Return the stacks of all threads at one moment, by their idents.
+
+    What `sys._current_frames` gives belongs to threads that go on while one looks at it: CPython 3.11 crashes there
+    once in a while (its issues 106883 and 111363). faulthandler reads all of it under one hold of the lock.
+    """
+    if not hasattr(os, "memfd_create"):
+        return {}
+    with open(os.memfd_create("hpcvol-stacks", os.MFD_CLOEXEC), "r+b") as file:
+        faulthandler.dump_traceback(file, all_threads=True)
+        file.seek(0)
+        text = file.read().decode(errors="replace")
+    found: dict[int, Stack] = {}
+    stack: Stack = []
+    for line in text.splitlines():
+        if thread := _THREAD.match(line):
+            stack = found[int(thread[1], 16)] = []
+        elif (frame := _FRAME.match(line)) and len(stack) < _MAX_FRAMES:
+            stack.append(Frame(frame[1], int(frame[2]), frame[3]))
+    return found
 
 
 def outside_of_waiting(stack: Sequence[Frame]) -> Stack:

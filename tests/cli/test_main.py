@@ -14,7 +14,7 @@ HPCVOL = [sys.executable, "-m", "hpcvol.cli"]
 def test_help_loads_neither_torch_nor_mpi(command: str) -> None:
     code = (
         "import atexit, sys\n"
-        "atexit.register(lambda: print('loaded', {'torch', 'mpi4py', 'numpy', 'h5py'} & set(sys.modules)))\n"
+        "atexit.register(lambda: print('loaded', {'torch', 'mpi4py', 'numba', 'h5py'} & set(sys.modules)))\n"
         "from hpcvol.cli.main import main; main()"
     )
     done = subprocess.run(

@@ -16,7 +16,7 @@ from hpcvol.comm.launch import loaded_library
 from hpcvol.comm.launcher import OPEN_MPI, vendor_of
 
 NUM_RANKS = 3
-SECONDS = 10.0
+SECONDS = 20.0
 
 VICTIM_DIES = '''
 """Rank 1 of 3 enters the call that is named and is killed while it waits for the others, who come only then."""
