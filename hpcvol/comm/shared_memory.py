@@ -160,7 +160,7 @@ def _open(descriptor: _Descriptor) -> Bytes:
     assert descriptor.process is not None
     path = f"/proc/{descriptor.process.pid}/fd/{descriptor.fd}"
     # Looked at before it is opened: opening whatever another process has under that number could do anything.
-    if not os.readlink(path).startswith(f"/memfd:{_NAME}"):
+    if not os.readlink(path).startswith(f"/memfd:{_NAME} "):
         raise OSError(f"{path} is something else: are members of this host in different containers?")
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
