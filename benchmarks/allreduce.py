@@ -61,7 +61,7 @@ def read(vector):  # type: ignore[no-untyped-def]
 @njit(nogil=True, cache=True)
 def combine_slices(vector, table):  # type: ignore[no-untyped-def]
     nbytes = vector.size * 4 // table.size // 64 * 64
-    combine(np.float32, SUM, table.ctypes.data, table.size, table.ctypes.data, table.size, 0, nbytes)
+    combine(np.float32, SUM, table.ctypes.data, table.size, table.ctypes.data, table.size, 1, 0, nbytes)
 
 
 def private(numel: int) -> Vector:

@@ -5,10 +5,11 @@ any number of them. Each element is combined in the order of the table, so its b
 cut, and every place gets the same.
 
 float16 and bfloat16 are combined in float32 and rounded once. Minimum and maximum are NaN where a term is, always the
-same NaN, and take -0 to be below +0. A mean is the sum divided by the number of vectors. Integers wrap around.
+same NaN, and take -0 to be below +0. A mean is the sum divided by a given number. Integers wrap around.
 """
 
 import ctypes
+from functools import partial
 from typing import Any
 
 import ml_dtypes
@@ -112,7 +113,7 @@ def _entry(builder: Any, table: Any, index: Any) -> Any:
     return builder.load(builder.gep(table, [index]))
 
 
-def _combine_at(builder: Any, kind: _Kind, op: int, tables: Any, offset: Any) -> None:
+def _combine_at(builder: Any, kind: _Kind, op: int, tables: Any, divisor: Any, offset: Any) -> None:
     """Emit: combine all sources at `offset` and store to all targets."""
     sources, num_sources, targets, num_targets = tables
     first = kind.load(builder, builder.add(_entry(builder, sources, ir.Constant(_WORD, 0)), offset))
@@ -122,23 +123,23 @@ def _combine_at(builder: Any, kind: _Kind, op: int, tables: Any, offset: Any) ->
         builder.store(kind.combine(builder, op, builder.load(value), term), value)
     result = builder.load(value)
     if op == MEAN:
-        result = kind.divide(builder, result, num_sources)
+        result = kind.divide(builder, result, divisor)
     with cgutils.for_range(builder, num_targets) as loop:
         kind.store(builder, result, [builder.add(_entry(builder, targets, loop.index), offset)])
 
 
-def _combine_two_at(builder: Any, kind: _Kind, op: int, addresses: Any, offset: Any) -> None:
+def _combine_two_at(builder: Any, kind: _Kind, op: int, addresses: Any, divisor: Any, offset: Any) -> None:
     """Emit the same for two sources and two targets, whose addresses stay in registers."""
     a, b, c, d = (builder.add(address, offset) for address in addresses)
     result = kind.combine(builder, op, kind.load(builder, a), kind.load(builder, b))
     if op == MEAN:
-        result = kind.divide(builder, result, ir.Constant(_WORD, 2))
+        result = kind.divide(builder, result, divisor)
     kind.store(builder, result, [c, d])
 
 
 def _emit(builder: Any, dtype: Any, op: int, args: Any) -> None:
     """Emit loops over bytes `start` to `stop`: whole lines first, then single elements."""
-    *tables, start, stop = args
+    *tables, divisor, start, stop = args
     tables = [builder.inttoptr(t, _WORD.as_pointer()) if i in (0, 2) else t for i, t in enumerate(tables)]
     lines = _Kind(dtype, LINE_NBYTES // (dtype.bitwidth // 8))
     single = _Kind(dtype, 1)
@@ -150,10 +151,11 @@ def _emit(builder: Any, dtype: Any, op: int, args: Any) -> None:
         with then:
             zero, one = ir.Constant(_WORD, 0), ir.Constant(_WORD, 1)
             addresses = [_entry(builder, table, i) for table in (tables[0], tables[2]) for i in (zero, one)]
-            _loop(builder, start, middle, LINE_NBYTES, lambda at: _combine_two_at(builder, lines, op, addresses, at))
+            emit = partial(_combine_two_at, builder, lines, op, addresses, divisor)
+            _loop(builder, start, middle, LINE_NBYTES, emit)
         with otherwise:
-            _loop(builder, start, middle, LINE_NBYTES, lambda at: _combine_at(builder, lines, op, tables, at))
-    _loop(builder, middle, stop, single.nbytes, lambda at: _combine_at(builder, single, op, tables, at))
+            _loop(builder, start, middle, LINE_NBYTES, partial(_combine_at, builder, lines, op, tables, divisor))
+    _loop(builder, middle, stop, single.nbytes, partial(_combine_at, builder, single, op, tables, divisor))
 
 
 def _loop(builder: Any, start: Any, stop: Any, step: int, body: Any) -> None:
@@ -163,11 +165,11 @@ def _loop(builder: Any, start: Any, stop: Any, step: int, body: Any) -> None:
 
 if config.DISABLE_JIT:  # type: ignore[attr-defined]
 
-    def _emitted(kind: Any, op: int, *tables_and_range: int) -> None:
-        sources, num_sources, targets, num_targets, start, stop = map(int, tables_and_range)
+    def _emitted(kind: Any, op: int, *numbers: int) -> None:
+        sources, num_sources, targets, num_targets, divisor, start, stop = map(int, numbers)
         terms = [_array(address + start, stop - start, kind) for address in _table(sources, num_sources)]
         with np.errstate(all="ignore"):
-            result = _in_numpy(op, terms)
+            result = _in_numpy(op, terms, divisor)
         for address in _table(targets, num_targets):
             _array(address + start, stop - start, kind)[:] = result
 
@@ -178,7 +180,7 @@ if config.DISABLE_JIT:  # type: ignore[attr-defined]
         memory = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
         return memory.view(ml_dtypes.bfloat16 if kind is BFLOAT16 else kind)
 
-    def _in_numpy(op: int, terms: list[Any]) -> Any:
+    def _in_numpy(op: int, terms: list[Any], divisor: int) -> Any:
         half = terms[0].dtype.itemsize == 2
         wide = [term.astype(np.float32) for term in terms] if half else terms
         if op in (MIN, MAX):
@@ -188,7 +190,7 @@ if config.DISABLE_JIT:  # type: ignore[attr-defined]
             for term in wide[1:]:
                 (np.multiply if op == PRODUCT else np.add)(result, term, out=result)
             if op == MEAN and result.dtype.kind == "f":
-                result /= len(wide)
+                result /= divisor
         narrow = result.astype(terms[0].dtype)
         if half:
             narrow[np.isnan(result)] = np.nan
@@ -209,18 +211,20 @@ if config.DISABLE_JIT:  # type: ignore[attr-defined]
 else:
 
     @intrinsic(prefer_literal=True)
-    def _emitted(_context: Any, kind: Any, op: Any, _s: Any, _n: Any, _t: Any, _m: Any, _start: Any, _stop: Any) -> Any:
+    def _emitted(
+        _context: Any, kind: Any, op: Any, _s: Any, _n: Any, _t: Any, _m: Any, _d: Any, _start: Any, _stop: Any
+    ) -> Any:
         dtype, number = kind.instance_type, op.literal_value
 
         def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
             _emit(builder, dtype, number, args[2:])
             return context.get_dummy_value()
 
-        return types.void(kind, op, *[types.int64] * 6), generate
+        return types.void(kind, op, *[types.int64] * 7), generate
 
 
 @njit(nogil=True, cache=True)
-def combine(kind, op, sources, num_sources, targets, num_targets, start, stop):  # type: ignore[no-untyped-def]
+def combine(kind, op, sources, num_sources, targets, num_targets, divisor, start, stop):  # type: ignore[no-untyped-def]
     """Combine `num_sources` vectors and write the result to `num_targets` places, which may be the sources.
 
     Args:
@@ -230,19 +234,20 @@ def combine(kind, op, sources, num_sources, targets, num_targets, start, stop): 
         num_sources: one or more.
         targets: the same for where results go.
         num_targets: none or more.
+        divisor: of a mean.
         start: the bytes from here, counted from every vector's beginning, a multiple of the element size,
         stop: to here are combined; the others are left alone.
     """
     if op == SUM:
-        _emitted(kind, 1, sources, num_sources, targets, num_targets, start, stop)
+        _emitted(kind, 1, sources, num_sources, targets, num_targets, divisor, start, stop)
     elif op == MEAN:
-        _emitted(kind, 2, sources, num_sources, targets, num_targets, start, stop)
+        _emitted(kind, 2, sources, num_sources, targets, num_targets, divisor, start, stop)
     elif op == MIN:
-        _emitted(kind, 3, sources, num_sources, targets, num_targets, start, stop)
+        _emitted(kind, 3, sources, num_sources, targets, num_targets, divisor, start, stop)
     elif op == MAX:
-        _emitted(kind, 4, sources, num_sources, targets, num_targets, start, stop)
+        _emitted(kind, 4, sources, num_sources, targets, num_targets, divisor, start, stop)
     else:
-        _emitted(kind, 5, sources, num_sources, targets, num_targets, start, stop)
+        _emitted(kind, 5, sources, num_sources, targets, num_targets, divisor, start, stop)
 
 
 # `kind` for a dtype by its name.

@@ -85,7 +85,7 @@ def _exchange(kind, op, plan, pids, vector, low, high, work):  # type: ignore[no
                 return False
         store_release(sources + 8 * rank, vector + start)
         store_release(targets, vector + start)
-        combine(kind, op, sources, num_ranks, targets, 2, 0, nbytes)
+        combine(kind, op, sources, num_ranks, targets, 2, num_ranks, 0, nbytes)
         for step in range(1, num_ranks):
             place = (rank + step) % num_ranks
             theirs = load_acquire(load_acquire(lines + 8 * place)) + start

@@ -138,7 +138,7 @@ def _my_board(plan):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _allreduce(kind, itemsize, plan, code, start, stop, stage):  # type: ignore[no-untyped-def]
+def _allreduce(kind, itemsize, plan, code, divisor, start, stop, stage):  # type: ignore[no-untyped-def]
     # The whole call in one compiled function: at 4 KiB what Python adds would be most of it.
     num_ranks, rank = load_acquire(plan), load_acquire(plan + 8)
     board = _my_board(plan)
@@ -153,7 +153,7 @@ def _allreduce(kind, itemsize, plan, code, start, stop, stage):  # type: ignore[
             return stage
         lo, hi = slice_of(start * itemsize, stop * itemsize, rank, num_ranks)
         vectors = plan + 8 * (PLAN_HEAD + num_ranks)
-        combine(kind, code & OP_MASK, vectors, num_ranks, vectors, num_ranks, lo, hi)
+        combine(kind, code & OP_MASK, vectors, num_ranks, vectors, num_ranks, divisor, lo, hi)
         store_release(board + DONE, sequence)
     stage = departed(plan, sequence, now + WAIT_NS)
     if stage == FINISHED:
@@ -162,37 +162,38 @@ def _allreduce(kind, itemsize, plan, code, start, stop, stage):  # type: ignore[
 
 
 @njit(nogil=True, cache=True)
-def _allreduce_float32(plan, code, start, stop, stage):  # type: ignore[no-untyped-def]
-    return _allreduce(np.float32, 4, plan, code, start, stop, stage)
+def _allreduce_float32(plan, code, divisor, start, stop, stage):  # type: ignore[no-untyped-def]
+    return _allreduce(np.float32, 4, plan, code, divisor, start, stop, stage)
 
 
 @njit(nogil=True, cache=True)
-def _allreduce_float64(plan, code, start, stop, stage):  # type: ignore[no-untyped-def]
-    return _allreduce(np.float64, 8, plan, code, start, stop, stage)
+def _allreduce_float64(plan, code, divisor, start, stop, stage):  # type: ignore[no-untyped-def]
+    return _allreduce(np.float64, 8, plan, code, divisor, start, stop, stage)
 
 
 @njit(nogil=True, cache=True)
-def _allreduce_float16(plan, code, start, stop, stage):  # type: ignore[no-untyped-def]
-    return _allreduce(np.float16, 2, plan, code, start, stop, stage)
+def _allreduce_float16(plan, code, divisor, start, stop, stage):  # type: ignore[no-untyped-def]
+    return _allreduce(np.float16, 2, plan, code, divisor, start, stop, stage)
 
 
 @njit(nogil=True, cache=True)
-def _allreduce_bfloat16(plan, code, start, stop, stage):  # type: ignore[no-untyped-def]
-    return _allreduce(BFLOAT16, 2, plan, code, start, stop, stage)
+def _allreduce_bfloat16(plan, code, divisor, start, stop, stage):  # type: ignore[no-untyped-def]
+    return _allreduce(BFLOAT16, 2, plan, code, divisor, start, stop, stage)
 
 
 @njit(nogil=True, cache=True)
-def _allreduce_int32(plan, code, start, stop, stage):  # type: ignore[no-untyped-def]
-    return _allreduce(np.int32, 4, plan, code, start, stop, stage)
+def _allreduce_int32(plan, code, divisor, start, stop, stage):  # type: ignore[no-untyped-def]
+    return _allreduce(np.int32, 4, plan, code, divisor, start, stop, stage)
 
 
 @njit(nogil=True, cache=True)
-def _allreduce_int64(plan, code, start, stop, stage):  # type: ignore[no-untyped-def]
-    return _allreduce(np.int64, 8, plan, code, start, stop, stage)
+def _allreduce_int64(plan, code, divisor, start, stop, stage):  # type: ignore[no-untyped-def]
+    return _allreduce(np.int64, 8, plan, code, divisor, start, stop, stage)
 
 
 # For a dtype by its name: all-reduce of the elements `start` to `stop` of all vectors, in place.
-#   plan: address of a plan. code: the fingerprint of the call without its length. stage: ENTER, or what was returned.
+#   plan: address of a plan. code: the fingerprint of the call without its length. divisor: of a mean. stage: ENTER, or
+#   what was returned.
 #   Returns FINISHED; ARRIVE or DEPART: to be called again with that stage; DISAGREE.
 ALLREDUCE = {
     "float32": _allreduce_float32,
@@ -209,10 +210,10 @@ def compile_for(dtype: str) -> None:
     board, vector = np.zeros(BOARD_NUMEL, np.int64), np.zeros(LINE_NBYTES, np.uint8)
     plan = plan_of(0, np.array([board.ctypes.data]), np.array([vector.ctypes.data]))
     address = plan.ctypes.data
-    ALLREDUCE[dtype](address, SUM, 0, 1, ENTER)
+    ALLREDUCE[dtype](address, SUM, 1, 0, 1, ENTER)
     arrive(address, 0, ENTER)
     done(address)
     depart(address)
     slice_of(0, 1, 0, 1)
     vectors = address + 8 * (PLAN_HEAD + 1)
-    combine(KINDS[dtype], SUM, vectors, 1, vectors, 1, 0, 0)
+    combine(KINDS[dtype], SUM, vectors, 1, vectors, 1, 1, 0, 0)

@@ -39,9 +39,9 @@ def spread_means(  # type: ignore[no-untyped-def]
         low, high = max(starts[block], begin), min(starts[block] + numels[block], end)
         if low < high:
             place[0] = scratch.ctypes.data - low * 8
-            combine(np.int64, SUM, sources, num_sources, place.ctypes.data, 1, low * 8, high * 8)
+            combine(np.int64, SUM, sources, num_sources, place.ctypes.data, 1, 1, low * 8, high * 8)
             mean(scratch[: high - low], scales[block], weight, mine[low:high])
             place[0] = mine.ctypes.data
             if num_targets > 1:
-                combine(kind, SUM, place.ctypes.data, 1, targets, num_targets, low * itemsize, high * itemsize)
+                combine(kind, SUM, place.ctypes.data, 1, targets, num_targets, 1, low * itemsize, high * itemsize)
         block += 1

@@ -10,7 +10,7 @@ from hpcvol.kernels.combine import BFLOAT16, combine
 def _pair(kind, op, a, b, out, nbytes):  # type: ignore[no-untyped-def]
     table = np.array([a, b, out])
     address = table.ctypes.data
-    combine(kind, op, address, 2, address + 16, 1, 0, nbytes)
+    combine(kind, op, address, 2, address + 16, 1, 2, 0, nbytes)
 
 
 @njit(nogil=True, cache=True)

@@ -87,9 +87,9 @@ def _combine_slice(kind, op, plan, slot, vector, low, high, everywhere, tables):
     own = tables + 8 * rank
     store_release(own, vector)
     if everywhere:
-        combine(kind, op, tables, num_ranks, tables, num_ranks, low, high)
+        combine(kind, op, tables, num_ranks, tables, num_ranks, num_ranks, low, high)
     else:
-        combine(kind, op, tables, num_ranks, own, 1, low, high)
+        combine(kind, op, tables, num_ranks, own, 1, num_ranks, low, high)
 
 
 @njit(nogil=True, cache=True)

@@ -41,10 +41,11 @@ class SharedVector:
         self._allreduce = direct.ALLREDUCE[dtype.name]
         self._finished = direct.FINISHED
         self._numel = self.mine.size
+        self._size = self.node.size
         self._codes = {op: Call.of("allreduce", dtype, 0, op).code for op in ops_of(dtype)}
         self._part = slice(0, 0)
 
-    def allreduce(self, op: str = "sum", start: int = 0, stop: int | None = None) -> None:
+    def allreduce(self, op: str = "sum", start: int = 0, stop: int | None = None, divisor: int | None = None) -> None:
         """Replace the elements `start` to `stop` of all vectors by their `op` over the node. Collective, in place.
 
         Each rank combines its slice of all vectors in the order of ranks, and writes it to all of them: the same bits
@@ -55,6 +56,7 @@ class SharedVector:
             op: "sum", "min", "max", "product", and where the dtype is of floats "mean".
             start: the same on all ranks, as `stop` is.
             stop: the end of the vector where it is not given.
+            divisor: what a mean divides the sum by, the same on all ranks; the number of ranks where it is not given.
 
         Raises:
             MismatchError: another rank is in another call, or gave another length or op.
@@ -66,9 +68,10 @@ class SharedVector:
         if not 0 <= start <= stop <= self._numel or op not in self._codes:
             raise self._refusal(op, start, stop)
         code, address, kernel = self._codes[op], self._plan_address, self._allreduce
-        stage = kernel(address, code, start, stop, 0)
+        by = self._size if divisor is None else divisor
+        stage = kernel(address, code, by, start, stop, 0)
         if stage != self._finished:
-            go_on(self.node, stage, lambda at: kernel(address, code, start, stop, at), self._finished)
+            go_on(self.node, stage, lambda at: kernel(address, code, by, start, stop, at), self._finished)
 
     def reduce_slice(
         self, op: str = "sum", start: int = 0, stop: int | None = None, num_slices: int | None = None
@@ -100,7 +103,7 @@ class SharedVector:
         own = vectors + 8 * self.node.rank
         part = self._part
         low, high = part.start * itemsize, part.stop * itemsize
-        self._combine(self._kind, self._codes[op] & 15, vectors, size, own, 1, low, high)
+        self._combine(self._kind, self._codes[op] & 15, vectors, size, own, 1, size, low, high)
         return self.mine[part]
 
     def spread_slice(self) -> None:

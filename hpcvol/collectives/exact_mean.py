@@ -23,7 +23,7 @@ def compile_for(group: Group, dtype: "np.dtype[Any]") -> None:
         nothing: Blocks = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
         kind = combine.KINDS[dtype.name]
         exact_mean.spread_means(kind, 0, 0, *nothing, 1.0, 0, 0, np.zeros(0, dtype), 0, 0)
-        combine.combine(np.int64, combine.SUM, 0, 1, 0, 1, 0, 0)
+        combine.combine(np.int64, combine.SUM, 0, 1, 0, 1, 1, 0, 0)
 
     compiled(group, compile_kernels)
 
@@ -42,8 +42,8 @@ def add_slice(totals: SharedVector, part: slice, out: NDArray[np.int64], numel: 
     totals.arrive(Call.of("allreduce", np.dtype(np.int64), numel, "sum"))
     if part.stop > part.start:
         target = beginning(out, part.start)
-        sources = totals.addresses
-        combine(np.int64, SUM, sources.ctypes.data, sources.size, target.ctypes.data, 1, part.start * 8, part.stop * 8)
+        sources, low, high = totals.addresses, part.start * 8, part.stop * 8
+        combine(np.int64, SUM, sources.ctypes.data, sources.size, target.ctypes.data, 1, 1, low, high)
     totals.depart()
 
 

@@ -40,7 +40,7 @@ class PlainFloats:
 
 
 class NodeFloats:
-    """Of the ranks of one node: each sums and divides its slice of all vectors, where they lie."""
+    """Of the ranks of one node: each takes the mean of its slice of all vectors, where they lie."""
 
     def __init__(self, shared: SharedVector) -> None:
         self.vector = shared.mine
@@ -50,11 +50,9 @@ class NodeFloats:
         """Nothing: memory is as fast at the end."""
 
     def finish(self, weight: int) -> None:
-        """Sum, divide and spread this rank's slice."""
+        """Sum and divide in one pass, this rank's slice of all vectors."""
         with tracing.span("all-reduce sum", nbytes=self.vector.nbytes):
-            mine = self._shared.reduce_slice("sum")
-            mine /= weight
-            self._shared.spread_slice()
+            self._shared.allreduce("mean", divisor=weight)
 
     def drop(self) -> None:
         """Nothing was combined."""

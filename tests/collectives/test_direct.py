@@ -96,6 +96,9 @@ def test_floats_are_combined_in_the_order_of_ranks_and_rounded_as_promised(group
     vector.allreduce("sum")
     np.testing.assert_array_equal(vector.mine, total.astype(dtype))
     vector.mine[:] = rows[group.rank]
+    vector.allreduce("mean", divisor=77)
+    np.testing.assert_array_equal(vector.mine, (total / compute(77)).astype(dtype))
+    vector.mine[:] = rows[group.rank]
     vector.allreduce("mean")
     np.testing.assert_array_equal(vector.mine, (total / compute(group.size)).astype(dtype))
     np.testing.assert_allclose(

@@ -21,7 +21,9 @@ DTYPES["bfloat16"] = np.dtype(ml_dtypes.bfloat16)
 OPS = (SUM, MEAN, MIN, MAX, PRODUCT)
 
 
-def combined(rows: list[NDArray[Any]], op: int, start: int = 0, stop: int | None = None) -> list[NDArray[Any]]:
+def combined(
+    rows: list[NDArray[Any]], op: int, start: int = 0, stop: int | None = None, divisor: int = 0
+) -> list[NDArray[Any]]:
     """Combine `rows` in the kernel, and return what is in two targets, of which one is the first row itself."""
     terms = [row.copy() for row in rows]
     targets = [terms[0], np.zeros_like(terms[0])]
@@ -29,8 +31,8 @@ def combined(rows: list[NDArray[Any]], op: int, start: int = 0, stop: int | None
     places = np.array([target.ctypes.data for target in targets])
     size = rows[0].itemsize
     end = rows[0].size if stop is None else stop
-    kind = KINDS[rows[0].dtype.name]
-    combine(kind, op, sources.ctypes.data, len(rows), places.ctypes.data, 2, start * size, end * size)
+    kind, by = KINDS[rows[0].dtype.name], divisor or len(rows)
+    combine(kind, op, sources.ctypes.data, len(rows), places.ctypes.data, 2, by, start * size, end * size)
     for term, row in zip(terms[1:], rows[1:], strict=True):
         assert term.tobytes() == row.tobytes(), "sources are left alone"
     return targets
@@ -65,6 +67,14 @@ def test_equals_numpy_to_the_bit(name: str, count: int) -> None:
                 continue
             for found in combined(rows, op):
                 np.testing.assert_array_equal(found, oracle(rows, op), err_msg=f"op {op} of {numel}", strict=True)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_mean_divides_by_what_it_is_given(count: int) -> None:
+    rows = rows_of(DTYPES["float32"], count, 1009)
+    total = oracle(rows, SUM)
+    for found in combined(rows, MEAN, divisor=77):
+        np.testing.assert_array_equal(found, total / np.float32(77), strict=True)
 
 
 @pytest.mark.parametrize("name", ["float32", "float64", "float16", "bfloat16"])
@@ -128,7 +138,7 @@ for name, dtype in DTYPES.items():
         print(name, op, found.tobytes().hex())
 board, vector = np.zeros(64, np.int64), np.ones(16, np.float32)
 plan = direct.plan_of(0, np.array([board.ctypes.data]), np.array([vector.ctypes.data]))
-print(direct.ALLREDUCE["float32"](plan.ctypes.data, (1 << 8) | (1 << 4) | 1, 0, 16, direct.ENTER), board[[0, 2, 8, 18]])
+print(direct.ALLREDUCE["float32"](plan.ctypes.data, (1 << 8) | (1 << 4) | 1, 1, 0, 16, direct.ENTER), board[[0, 2, 8, 18]])
 staged.compile_for("float32")
 """
 
