@@ -2,8 +2,8 @@
 
 Every process has a *board* (int64 numbers in shared memory, told apart by cache lines) on which it says which call it
 has entered and what it has done; the others wait for that. A *plan* is a table of int64, made once: the number of
-ranks, this rank, then the addresses of all boards, then of all vectors. Functions return to Python after `WAIT_NS` of
-waiting and are called again with the stage that they returned.
+ranks, this rank, then the addresses of all boards, then of all vectors. Functions return to Python after a limited
+time of waiting and are called again with the stage that they returned.
 
 Why a board can be used again at once: a process writes the fingerprint of call k + 1 after it has left call k, and it
 leaves when all others have said that they are done with k, which they say after they have compared fingerprints. What
@@ -96,23 +96,24 @@ def departed(plan, sequence, give_up_ns):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def arrive(plan, fingerprint, stage):  # type: ignore[no-untyped-def]
+def arrive(plan, fingerprint, stage, wait_ns):  # type: ignore[no-untyped-def]
     """Enter the call with this fingerprint, or go on entering it, and wait for all to be in it.
 
     Args:
         plan: address of a plan.
         fingerprint: of the call.
         stage: ENTER, or ARRIVE where this returned that before.
+        wait_ns: how long to wait for others, at most.
 
     Returns:
-        DEPART: all are in the call, and what they wrote before can be read. ARRIVE: not all in `WAIT_NS`. DISAGREE.
+        DEPART: all are in the call, and what they wrote before can be read. ARRIVE: not all in time. DISAGREE.
     """
     board = _my_board(plan)
     if stage == ENTER:
         sequence, now = enter(board, fingerprint)
     else:
         sequence, now = load_acquire(board + ENTERED), monotonic_ns()
-    return arrived(plan, sequence, fingerprint, now + WAIT_NS)
+    return arrived(plan, sequence, fingerprint, now + wait_ns)
 
 
 @njit(nogil=True, cache=True)
@@ -123,10 +124,10 @@ def done(plan):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def depart(plan):  # type: ignore[no-untyped-def]
-    """Wait for all to be `done`, and leave the call; return FINISHED, or DEPART where not all are in `WAIT_NS`."""
+def depart(plan, wait_ns):  # type: ignore[no-untyped-def]
+    """Wait for all to be `done`, and leave the call; return FINISHED, or DEPART where not all are in `wait_ns`."""
     board = _my_board(plan)
-    stage = departed(plan, load_acquire(board + ENTERED), monotonic_ns() + WAIT_NS)
+    stage = departed(plan, load_acquire(board + ENTERED), monotonic_ns() + wait_ns)
     if stage == FINISHED:
         leave(board)
     return stage
@@ -211,9 +212,9 @@ def compile_for(dtype: str) -> None:
     plan = plan_of(0, np.array([board.ctypes.data]), np.array([vector.ctypes.data]))
     address = plan.ctypes.data
     ALLREDUCE[dtype](address, SUM, 1, 0, 1, ENTER)
-    arrive(address, 0, ENTER)
+    arrive(address, 0, ENTER, WAIT_NS)
     done(address)
-    depart(address)
+    depart(address, WAIT_NS)
     slice_of(0, 1, 0, 1)
     vectors = address + 8 * (PLAN_HEAD + 1)
     combine(KINDS[dtype], SUM, vectors, 1, vectors, 1, 1, 0, 0)

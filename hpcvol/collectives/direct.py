@@ -125,14 +125,17 @@ class SharedVector:
     def arrive(self, call: Call) -> None:
         """Enter `call` and wait for all ranks of the node to be in it: what they wrote can be read. Collective."""
         kernels, address, fingerprint = self._kernels, self._plan_address, call.fingerprint
-        stage = kernels.arrive(address, fingerprint, kernels.ENTER)
-        go_on(self.node, stage, lambda at: kernels.arrive(address, fingerprint, at), kernels.DEPART)
+        wait_ns = self.node.waiting.spin_ns
+        stage = kernels.arrive(address, fingerprint, kernels.ENTER, wait_ns)
+        go_on(self.node, stage, lambda at: kernels.arrive(address, fingerprint, at, wait_ns), kernels.DEPART)
 
     def depart(self) -> None:
         """Leave the call once no rank of the node will touch the vectors of others in it any more. Collective."""
         kernels, address = self._kernels, self._plan_address
+        wait_ns = self.node.waiting.spin_ns
         kernels.done(address)
-        go_on(self.node, kernels.depart(address), lambda _: int(kernels.depart(address)), kernels.FINISHED)
+        stage = kernels.depart(address, wait_ns)
+        go_on(self.node, stage, lambda _: int(kernels.depart(address, wait_ns)), kernels.FINISHED)
 
     def with_peers_of(self, group: Group) -> "SharedVector | None":
         """Return the same vector of this rank beside those of its peers in `group`. Collective over `group.node`.

@@ -1,6 +1,5 @@
 """What the kernels of shared memory need around them: waits that end, and compilers that do not race."""
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,6 @@ from hpcvol.comm.agreement import together
 from hpcvol.comm.calls import Call
 from hpcvol.comm.group import Group
 from hpcvol.comm.vectors import Vector
-from hpcvol.comm.waiting import POLL_SECONDS
 from hpcvol.errors import MismatchError
 
 
@@ -32,19 +30,22 @@ def go_on(group: Group, stage: int, again: Callable[[int], int], until: int) -> 
     """
     from hpcvol.kernels.direct import DISAGREE
 
-    polled = time.monotonic()
+    def ended() -> bool:
+        nonlocal stage
+        group.progress()
+        if stage == DISAGREE:
+            group.poll()
+            raise MismatchError(
+                f"in collective call {group.calls.progress(group.calls.me).sequence} of its group another member "
+                "of this node has gone on to later calls: all have to make the same calls in the same order"
+            )
+        stage = again(stage)
+        return stage == until
+
+    if stage == until:
+        return
     try:
-        while stage != until:
-            group.progress()
-            if stage == DISAGREE or time.monotonic() > polled + POLL_SECONDS:
-                group.poll()
-                polled = time.monotonic()
-            if stage == DISAGREE:
-                raise MismatchError(
-                    f"in collective call {group.calls.progress(group.calls.me).sequence} of its group another member "
-                    "of this node has gone on to later calls: all have to make the same calls in the same order"
-                )
-            stage = again(stage)
+        group.waiting.until(ended, group.poll)
     except BaseException:
         group.calls.abandoned = True
         raise

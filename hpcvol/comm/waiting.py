@@ -18,6 +18,10 @@ _PAUSE_SECONDS = 0.0002
 class Waiting(Protocol):
     """How the messages of a group are waited for; `group.waiting` is one."""
 
+    @property
+    def spin_ns(self) -> int:
+        """How long kernels of shared memory may look for others without a pause, between two looks of `until`."""
+
     def until(self, done: Callable[[], bool], poll: Callable[[], None]) -> None:
         """Return when `done()` is true; every `POLL_SECONDS` call `poll()`, which raises where nothing will come."""
 
@@ -25,6 +29,8 @@ class Waiting(Protocol):
 @dataclass(frozen=True)
 class Spinning:
     """For a thread that has nothing else to do: looks again and again, and gives way to whoever can run."""
+
+    spin_ns: int = 1_000_000
 
     def until(self, done: Callable[[], bool], poll: Callable[[], None]) -> None:
         """Wait as `Waiting` says."""
@@ -52,10 +58,12 @@ class Sleeping:
     Args:
         least_seconds: the first sleep.
         most_seconds: the longest.
+        spin_ns: as `Waiting` says.
     """
 
     least_seconds: float = 20e-6
     most_seconds: float = 1e-3
+    spin_ns: int = 10_000
 
     def until(self, done: Callable[[], bool], poll: Callable[[], None]) -> None:
         """Wait as `Waiting` says."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
 from hpcvol.comm import Group, threads_may_communicate
-from hpcvol.comm.waiting import POLL_SECONDS
+from hpcvol.comm.waiting import POLL_SECONDS, Sleeping, Spinning
 from hpcvol.errors import CommError
 
 Job = Callable[[], None]
@@ -105,6 +105,11 @@ class _Waiting:
     def __init__(self) -> None:
         self.hurry = False
         self.given_up = False
+
+    @property
+    def spin_ns(self) -> int:
+        """As `hpcvol.comm.waiting.Waiting` says."""
+        return Spinning.spin_ns if self.hurry else Sleeping.spin_ns
 
     def until(self, done: Callable[[], bool], poll: Callable[[], None]) -> None:
         """Wait as `hpcvol.comm.waiting.Waiting` says."""

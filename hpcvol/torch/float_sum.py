@@ -115,18 +115,13 @@ class FloatGradients:
             hook.remove()
 
     def _take(self, index: int, parameter: torch.Tensor) -> None:
-        """Autograd's hook: `parameter.grad` holds all that it has accumulated."""
+        """Autograd's hook: `parameter.grad` is the pass's gradient, in a loop of its own all that it accumulated."""
         if not self._in_step:
             self._keep(index)
             return
-        view = self._views[index]
-        if self._used[index] and parameter.grad is not None and parameter.grad is not view:
-            view.add_(_dense(parameter.grad))
-            parameter.grad = view if view.dtype == parameter.dtype else None
-        else:
-            self._keep(index)
-            if view.dtype != parameter.dtype:
-                parameter.grad = None
+        if parameter.grad is not None:
+            (self._views[index].add_ if self._used[index] else self._views[index].copy_)(_dense(parameter.grad))
+            parameter.grad = None  # until the step's end: what a loop does to gradients between passes loses nothing
         self._used[index] = 1
         self._readiness.arrived(index)
 

@@ -95,7 +95,7 @@ class Run:
         self.needs_probe = settings.sum == "exact"
         self.strategy = AllReduce(group, settings.algorithm, settings.bucket_nbytes)
         self._parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        self._frozen = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
+        self._known = [(name, parameter, parameter.requires_grad) for name, parameter in model.named_parameters()]
         with together(group, "starting the run"):
             _check_parameters(model)
             _check_optimizer(model, optimizer)
@@ -130,11 +130,12 @@ class Run:
         """Yield the steps that are left to number `until`, counted since the model was new.
 
         Raises:
-            ModelError: the loop left a step before its units were all computed, or a frozen parameter was thawed.
+            ModelError: the loop left a step before its units were all computed; a frozen parameter was thawed, or a
+                parameter replaced.
         """
         self._warn_about_idle_workers()
         while self.step < until:
-            self._check_frozen()
+            self._check_model()
             index = self.step
             yield Step(self, index)
             if self.step == index:
@@ -276,9 +277,17 @@ class Run:
                     value = float(gradient[~gradient.isfinite()][0])
                     raise not_finite(step.index, f"gradient {name}", value)
 
-    def _check_frozen(self) -> None:
-        for name, parameter in self._frozen:
-            if parameter.requires_grad:
+    def _check_model(self) -> None:
+        """Refuse to train parameters that are not those whose gradients are summed."""
+        now = list(self.model.parameters())
+        for index, (name, parameter, trained) in enumerate(self._known):
+            if index >= len(now) or now[index] is not parameter:
+                raise ModelError(
+                    f"parameter {name!r} of the model is another object than when the run began, and is not part of "
+                    "its sum: copy values into the parameter that is there (load_state_dict without assign=True), or "
+                    "start the run afterwards"
+                )
+            if parameter.requires_grad and not trained:
                 raise ModelError(
                     f"parameter {name!r} requires a gradient since the run began, and is not part of its sum: let it "
                     "require one from the start (with a learning rate of 0 until it should move), or start a new run"

@@ -138,7 +138,8 @@ for name, dtype in DTYPES.items():
         print(name, op, found.tobytes().hex())
 board, vector = np.zeros(64, np.int64), np.ones(16, np.float32)
 plan = direct.plan_of(0, np.array([board.ctypes.data]), np.array([vector.ctypes.data]))
-print(direct.ALLREDUCE["float32"](plan.ctypes.data, (1 << 8) | (1 << 4) | 1, 1, 0, 16, direct.ENTER), board[[0, 2, 8, 18]])
+code = (1 << 8) | (1 << 4) | 1
+print(direct.ALLREDUCE["float32"](plan.ctypes.data, code, 1, 0, 16, direct.ENTER), board[[0, 2, 8, 18]])
 staged.compile_for("float32")
 """
 

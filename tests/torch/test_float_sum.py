@@ -129,16 +129,18 @@ def test_all_ranks_have_the_same_bits_under_the_float_sum(group: Group, algorith
 def test_a_unit_that_zeroes_gradients_itself_loses_nothing(group: Group) -> None:
     """An old habit, harmless here."""
     found = []
-    for habit in (False, True):
+    for habit in ("none", "drops", "zeroes"):
         model = built(Regression)
         with closing(make_run(group, model, numbers(8), Settings(8, 1, sum="float"), sgd)) as run:
             for step in run.steps(2):
                 for unit in step:
-                    if habit:
-                        run.optimizer.zero_grad()
+                    if habit != "none":
+                        run.optimizer.zero_grad(set_to_none=habit == "drops")
                     step.backward(model(**unit))
+                    if habit != "none":
+                        run.optimizer.zero_grad(set_to_none=habit == "drops")
         found.append([parameter.tolist() for parameter in model.parameters()])
-    assert found[0] == found[1]
+    assert found[0] == found[1] == found[2]
 
 
 @pytest.mark.parametrize("sum", ["exact", "float"])

@@ -162,6 +162,19 @@ def test_parameters_that_thaw_or_freeze_while_training_are_refused(group: Group,
             train(run, 2)
 
 
+@pytest.mark.parametrize("sum", ["exact", "float"])
+def test_parameters_that_are_replaced_while_training_are_refused(group: Group, sum: str) -> None:
+    """The new ones have no part in the sum, and the optimizer does not know them either."""
+    model = built(Regression)
+    with closing(make_run(group, model, numbers(8), Settings(8, 2, sum=sum))) as run:
+        train(run, 1)
+        model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()})
+        train(run, 2)
+        model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True)
+        with pytest.raises(ModelError, match=r"layers\.0\.weight.*another object"):
+            train(run, 3)
+
+
 def test_a_gradient_that_is_not_finite_stops_the_float_sum_too(group: Group) -> None:
     """The loss is finite, its derivative is not: nothing may reach the weights."""
 
