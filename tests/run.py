@@ -13,6 +13,9 @@ from hpcvol.comm import launch_command
 NUM_RANKS = 4
 NO_TESTS_COLLECTED = 5  # by pytest; one of the two runs may have nothing to do
 
+# What the suite's time goes to is shown at its end.
+SLOWEST = ("--durations=40", "--durations-min=2")
+
 # Four ranks on two cores: one thread each.
 VARIABLES = {"OMP_NUM_THREADS": "1"}
 
@@ -52,7 +55,7 @@ def run() -> int:
     pytest = [sys.executable, "-m", "pytest", f"--color={'yes' if sys.stdout.isatty() else 'no'}", *sys.argv[1:]]
     variables = {**environment.snapshot(), **VARIABLES}
     print(f"# one process: {' '.join(pytest)}", flush=True)
-    alone = subprocess.run(pytest, env=variables, check=False).returncode
+    alone = subprocess.run([*pytest, *SLOWEST], env=variables, check=False).returncode
     launch = launch_command(NUM_RANKS, [*pytest, "-p", "no:cacheprovider"])
     print(f"# {NUM_RANKS} ranks: {' '.join(launch.argv)}  ({launch.note})", flush=True)
     ranks = subprocess.run(launch.argv, env={**variables, **launch.environment}, check=False).returncode

@@ -3,7 +3,7 @@
 `start()` loads MPI; importing this does not.
 """
 
-from hpcvol.comm.agreement import agree, together
+from hpcvol.comm.agreement import agree, gather_agreed, together
 from hpcvol.comm.doing import doing
 from hpcvol.comm.ending import fail
 from hpcvol.comm.group import Group
@@ -21,6 +21,7 @@ __all__ = [
     "agree",
     "doing",
     "fail",
+    "gather_agreed",
     "launch_command",
     "set_patience",
     "shared",

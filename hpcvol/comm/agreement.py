@@ -4,6 +4,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from hpcvol.comm.doing import doing as now_doing
 from hpcvol.comm.group import Group
@@ -21,12 +22,29 @@ class _Failure:
 
 
 def agree(group: Group, error: BaseException | None, doing: str) -> None:
-    """Raise on every rank if `error` is set on any; return if all are well. Collective: one small all-reduce.
+    """Raise on every rank if `error` is set on any; return if all are well. Collective: one small exchange.
 
     Without it a rank that failed leaves while the others wait for it in their next collective.
 
     Args:
         group: all of its ranks call this.
+        error: what this rank caught, or None.
+        doing: as for `gather_agreed`.
+
+    Raises:
+        HpcvolError, KeyboardInterrupt: as `gather_agreed`.
+    """
+    gather_agreed(group, None, error, doing)
+
+
+def gather_agreed(group: Group, obj: Any, error: BaseException | None, doing: str) -> list[Any]:
+    """Return the `obj` of every rank, by rank, on all ranks, or raise on every rank if `error` is set on any.
+
+    Collective, and no dearer than `Group.gather_objects`.
+
+    Args:
+        group: all of its ranks call this.
+        obj: has to pickle.
         error: what this rank caught, or None.
         doing: what was being done, as in `member 2 (node07) failed while {doing}`.
 
@@ -37,16 +55,17 @@ def agree(group: Group, error: BaseException | None, doing: str) -> None:
     """
     group.calls.note = "" if error is None else "".join(traceback.format_exception_only(error)).strip()
     try:
-        if not group.any(error is not None):
-            return
+        gathered = group.gather_objects(obj if error is None else _describe(error))
     except CommError:
         if error is not None:
             raise error from None  # which is why this rank is where no other is
         raise
     finally:
         group.calls.note = ""
-    failures = group.gather_objects(None if error is None else _describe(error))
-    raise _common_error(group, failures, doing) from error
+    failures = {rank: one for rank, one in enumerate(gathered) if isinstance(one, _Failure)}
+    if failures:
+        raise _common_error(group, failures, doing) from error
+    return gathered
 
 
 @contextmanager
@@ -70,8 +89,7 @@ def _describe(error: BaseException) -> _Failure:
     return _Failure(kind, text, "".join(traceback.format_exception(error)), isinstance(error, KeyboardInterrupt))
 
 
-def _common_error(group: Group, failures: list[_Failure | None], doing: str) -> BaseException:
-    failed = {rank: failure for rank, failure in enumerate(failures) if failure is not None}
+def _common_error(group: Group, failed: dict[int, _Failure], doing: str) -> BaseException:
     if any(failure.interrupt for failure in failed.values()):
         return KeyboardInterrupt()
     rank, first = next(iter(failed.items()))

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 # MPI before version 4 counts in an int.
 _PIECE_NBYTES = 2**30
 
+# What a call shows to the others as it begins: fingerprint, 63 bits, and so many bytes, in which most objects fit.
+_HEAD_NBYTES = 16
+_INLINE_NBYTES = 240
+_MOST_RANKS_INLINE = 64  # with more of them all that would weigh more than a second exchange
+
 # Calls that were given up: MPI may still write there.
 _given_up: list[Any] = []
 
@@ -31,7 +36,7 @@ class Group:
     """An ordered set of live ranks. All methods that move data are collective: every rank of the group calls them.
 
     Each of these first exchanges what is called: where ranks call different ones, or a rank is at the end of its
-    program, all raise an error that shows both sides. Its cost is one all-gather of 16 bytes.
+    program, all raise an error that shows both sides. Its cost is one small all-gather, in which short objects travel.
 
     Users get groups from `hpcvol.comm.start()` and `Group.split`.
 
@@ -63,8 +68,9 @@ class Group:
         facts = communicator.allgather((member, socket.gethostname(), secrets.token_hex(4)))
         self.members: tuple[int, ...] = tuple(member for member, _, _ in facts)
         self.hosts: tuple[str, ...] = tuple(host for _, host, _ in facts)
-        self._mine = np.zeros(2, np.int64)
-        self._all = np.zeros((self.size, 2), np.int64)
+        self._inline_nbytes = _INLINE_NBYTES if self.size <= _MOST_RANKS_INLINE else 0
+        self._mine = np.zeros((_HEAD_NBYTES + self._inline_nbytes) // 8, np.int64)
+        self._all = np.zeros((self.size, self._mine.size), np.int64)
         self.node: Group = self._split_by_node()
         self.kept: dict[str, Any] = {}
         self.calls = Calls(self, facts[0][2])
@@ -166,7 +172,9 @@ class Group:
     def broadcast_object(self, obj: Any, root: int = 0) -> Any:
         """Return the `obj` of rank `root` on all ranks; what the others gave is not looked at. It has to pickle."""
         data = bytearray(pickle.dumps(obj) if self.rank == root else b"")
-        with self.calling(Call.of("broadcast_object", numel=root), len(data)) as lengths:
+        with self.calling(Call.of("broadcast_object", numel=root), len(data), data) as lengths:
+            if lengths[root] <= self._inline_nbytes:
+                return pickle.loads(self._shown(root, lengths[root]))
             if self.rank != root:
                 data = bytearray(lengths[root])
             for start in range(0, len(data), _PIECE_NBYTES):
@@ -176,14 +184,16 @@ class Group:
 
     def gather_objects(self, obj: Any) -> list[Any]:
         """Return the `obj` of every rank, by rank, on all ranks. It has to pickle; all together are at most 2 GiB."""
-        data = pickle.dumps(obj)
-        with self.calling(Call.of("gather_objects"), len(data)) as lengths:
+        data = b"" if obj is None else pickle.dumps(obj)
+        with self.calling(Call.of("gather_objects"), len(data), data) as lengths:
+            if max(lengths) <= self._inline_nbytes:
+                shown = [self._shown(rank, length) for rank, length in enumerate(lengths)]
+                return [pickle.loads(part) if part else None for part in shown]
             gathered = bytearray(sum(lengths))
             self._wait(self.communicator.Iallgatherv(data, [gathered, lengths]), data, gathered)
         ends = np.cumsum(lengths).tolist()
-        return [
-            pickle.loads(memoryview(gathered)[end - length : end]) for end, length in zip(ends, lengths, strict=True)
-        ]
+        parts = [memoryview(gathered)[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+        return [pickle.loads(part) if part else None for part in parts]
 
     def any(self, flag: bool) -> bool:
         """Return whether `flag` is true on at least one rank, on all ranks."""
@@ -206,12 +216,13 @@ class Group:
             pass
 
     @contextmanager
-    def calling(self, call: Call, payload: int = 0) -> Iterator[list[int]]:
+    def calling(self, call: Call, payload: int = 0, data: bytes | bytearray = b"") -> Iterator[list[int]]:
         """Number a call, wait until all ranks are in it, and run the body. Collective: one small all-gather.
 
         Args:
             call: what this rank calls.
             payload: 63 bits for the others.
+            data: more for the others, if it is short (`_shown`).
 
         Returns:
             The payloads, by rank.
@@ -223,21 +234,28 @@ class Group:
         if self._communicator is None:
             raise RuntimeError("this group is closed")
         self.calls.begin(call)
-        yield self.meet(payload)
+        yield self.meet(payload, data)
         self.calls.end()
 
-    def meet(self, payload: int = 0) -> list[int]:
+    def meet(self, payload: int = 0, data: bytes | bytearray = b"") -> list[int]:
         """Do what `calling` does, in the call that this group is in already, or the one that it is a part of."""
         if self.calls.abandoned:
             raise CommError("a collective call over a group in which another was given up after an error: end the run")
         fingerprint = self.call_identity[-1]
-        self._mine[:] = fingerprint, payload
+        self._mine[:2] = fingerprint, payload
+        if data and len(data) <= self._inline_nbytes:
+            self._mine.view(np.uint8)[_HEAD_NBYTES : _HEAD_NBYTES + len(data)] = np.frombuffer(data, np.uint8)
         self._wait(self.communicator.Iallgather(self._mine, self._all), self._mine, self._all)
-        fingerprints, payloads = self._all.T.tolist()
+        fingerprints, payloads = self._all[:, :2].T.tolist()
         if fingerprints.count(fingerprint) != self.size:
             raise self._disagreement(fingerprints)
         found: list[int] = payloads
         return found
+
+    def _shown(self, rank: int, nbytes: int) -> bytes:
+        """Return the `data` of a rank in the call that the group met in last."""
+        shown: bytes = self._all[rank].tobytes()
+        return shown[_HEAD_NBYTES : _HEAD_NBYTES + nbytes]
 
     def close(self) -> None:
         """Give the communicator back. Collective. Twice is once; using the group afterwards is an error."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from hpcvol import tracing
-from hpcvol.comm import agree
+from hpcvol.comm import agree, gather_agreed
 from hpcvol.elastic.bag import Bag
 from hpcvol.elastic.units import UnitSpan
 from hpcvol.errors import HpcvolError, ModelError
@@ -201,13 +201,15 @@ class Step:
     def _gather(self) -> dict[int, UnitRecord]:
         records: dict[int, UnitRecord] = {}
         samples, seconds = sum(span.count for span in self._mine), time.monotonic() - self._began
+        # Plain tuples: classes would be most of what travels.
+        units = [(index, one.weight, one.loss, one.metrics) for index, one in self._records.items()]
+        mine = self._run.member, samples, seconds, units
         with tracing.span("gather records"):
-            agree(self._run.group, self._failure, f"computing step {self.index}")
-            self.shares = []
-            mine = Share(self._run.member, samples, seconds)
-            for part, share in self._run.group.gather_objects((self._records, mine)):
-                records |= part
-                self.shares.append(share)
+            everybody = gather_agreed(self._run.group, mine, self._failure, f"computing step {self.index}")
+        self.shares = []
+        for member, samples, seconds, units in everybody:
+            records |= {index: UnitRecord(member, *values) for index, *values in units}
+            self.shares.append(Share(member, samples, seconds))
         self._check_losses(records)
         return records
 
