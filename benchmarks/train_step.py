@@ -8,8 +8,10 @@ Every contender trains the same model on batches of the same size, AdamW and cli
 - ddp_gloo: DistributedDataParallel over gloo, gradient_as_bucket_view and static_graph, the usual best settings; whole
   local batches, taken from memory.
 
-Contenders take turns, a few steps each; the slowest rank of a step counts. Then, with a large model of little work, how
-much memory each takes a parameter: the peak of the process above what it had before the model was made.
+Contenders take turns, a few steps each; the slowest rank of a step counts. In the case `wide` the same with a large
+model that computes a tenth as much for each of its parameters, so that what is done with gradients counts ten times as
+much. Then, with that model, how much memory each takes a parameter: the peak of the process above what it had before
+the model was made.
 
     mpiexec -n 2 python benchmarks/train_step.py [--json FILE] [--quick]
 """
@@ -39,7 +41,8 @@ from hpcvol.train.config import Config
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "gpt.toml"
 NUM_SEQUENCES = 4096
-MEMORY_WIDTH = 2048
+WIDE_WIDTH = 2048
+LESS_WORK = 10
 CONTENDERS = ("one_rank", "no_sync", "hpcvol_float", "hpcvol_exact", "ddp_gloo")
 
 Stepper = Callable[[], None]
@@ -57,15 +60,17 @@ class Tokens(TensorDataset):
 
 
 class Wide(nn.Module):
-    """Many parameters and little work: what is held beside them shows."""
+    """Many parameters, each used for the first so many positions of a sequence."""
 
-    def __init__(self) -> None:
+    def __init__(self, positions: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(*(nn.Linear(MEMORY_WIDTH, MEMORY_WIDTH, bias=False) for _ in range(8)))
+        self.positions = positions
+        self.layers = nn.Sequential(*(nn.Linear(WIDE_WIDTH, WIDE_WIDTH, bias=False) for _ in range(8)))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return some loss."""
-        return self.layers(tokens[:, :1].float().expand(-1, MEMORY_WIDTH)).square().mean()  # type: ignore[no-any-return]
+        x = tokens[:, : self.positions].reshape(-1, 1).float() / 256
+        return self.layers(x.expand(-1, WIDE_WIDTH)).square().mean()  # type: ignore[no-any-return]
 
 
 def optimizer_of(config: Config, model: nn.Module) -> torch.optim.Optimizer:
@@ -174,11 +179,11 @@ def memory_a_parameter(contender: str, config: Config, group: Group) -> float:
     ctypes.CDLL(None).malloc_trim(0)  # memory that an earlier contender freed must not be used again unseen
     sizes = peak_nbytes()
     before = next(sizes)
-    step = stepper(contender, config, Wide, group)
+    step = stepper(contender, config, lambda: Wide(1), group)
     for _ in range(3):
         step()
     after = next(sizes)
-    return max(group.gather_objects((after - before) / (8 * MEMORY_WIDTH**2)))
+    return max(group.gather_objects((after - before) / (8 * WIDE_WIDTH**2)))
 
 
 def main() -> None:
@@ -189,22 +194,35 @@ def main() -> None:
     torch.set_num_threads(1)
     config = hpcvol.load_config(EXAMPLE)
     build = load_callable(config.model.build, config.folder)
-    steppers = {name: stepper(name, config, lambda: build(**config.model.args), group) for name in CONTENDERS}
-    rounds, count = (3, 3) if options.quick else (20, 5)
+    less = config.model.args["context"] // LESS_WORK
+    gpt = steps_of(config, lambda: build(**config.model.args), (3, 3) if options.quick else (20, 5), group)
+    wide = steps_of(config, lambda: Wide(less), (1, 2) if options.quick else (8, 3), group)
+    # After the timing: by now everybody's libraries are loaded, which is no cost a parameter.
+    memory = {name: memory_a_parameter(name, config, group) for name in CONTENDERS}
+    if group.rank == 0:
+        found = [*rows("gpt", config, group.size, gpt, memory), *rows("wide", config, group.size, wide, {})]
+        publish("train_step", found, options.json)
+    dist.destroy_process_group()
+
+
+def steps_of(
+    config: Config, build: Callable[[], nn.Module], rounds_and_steps: tuple[int, int], group: Group
+) -> dict[str, list[float]]:
+    """Return the seconds of each contender's steps of one model; the first round warms up."""
+    rounds, count = rounds_and_steps
+    steppers = {name: stepper(name, config, build, group) for name in CONTENDERS}
     seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     for turn in range(rounds + 1):
         for name, step in steppers.items():
             times = timed(name, step, count, group)
-            if turn:  # the first round warms up
+            if turn:
                 seconds[name] += times
-    # After the timing: by now everybody's libraries are loaded, which is no cost a parameter.
-    memory = {name: memory_a_parameter(name, config, group) for name in CONTENDERS}
-    if group.rank == 0:
-        publish("train_step", list(rows(config, group.size, seconds, memory)), options.json)
-    dist.destroy_process_group()
+    return seconds
 
 
-def rows(config: Config, ranks: int, seconds: dict[str, list[Any]], memory: dict[str, float]) -> Iterator[Row]:
+def rows(
+    case: str, config: Config, ranks: int, seconds: dict[str, list[Any]], memory: dict[str, float]
+) -> Iterator[Row]:
     """Yield one row a contender, with rates, and ratios to twice one rank, to no exchange, to DDP and to float."""
     batch = config.train.batch_size
     rate = {name: batch / np.percentile(times, 25) for name, times in seconds.items()}
@@ -216,10 +234,10 @@ def rows(config: Config, ranks: int, seconds: dict[str, list[Any]], memory: dict
             "of_no_sync": rate[name] / rate["no_sync"],
             "of_ddp": rate[name] / rate["ddp_gloo"],
             "of_float": rate[name] / rate["hpcvol_float"],
-            "bytes/parameter": memory[name],
-            "beside_ddp": memory[name] - memory["ddp_gloo"],
         }
-        yield Row(name, "gpt", 0, 1 if name == "one_rank" else ranks, times, extra)
+        if memory:
+            extra |= {"bytes/parameter": memory[name], "beside_ddp": memory[name] - memory["ddp_gloo"]}
+        yield Row(name, case, 0, 1 if name == "one_rank" else ranks, times, extra)
 
 
 if __name__ == "__main__":

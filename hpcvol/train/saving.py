@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from hpcvol import tracing
+from hpcvol.comm import doing
 from hpcvol.errors import CheckpointError
 from hpcvol.train.background import Background
 from hpcvol.train.cadence import Cadence
@@ -26,11 +27,15 @@ class Saver:
     Args:
         checkpoints: where they go; None on a member that keeps none.
         cadence: takes note of what they cost.
+
+    Attributes:
+        step: the steps made before the last checkpoint that was asked for; None where none was.
     """
 
     def __init__(self, checkpoints: Checkpoints | None, cadence: Cadence) -> None:
         self._checkpoints = checkpoints
         self._cadence = cadence
+        self.step: int | None = None
         self._snapshot = Snapshot()
         self._copied_step: int | None = None
         self._writer = Background("hpcvol-checkpoint")
@@ -65,11 +70,12 @@ class Saver:
             best: whether no other has a lower validation loss.
         """
         self._cadence.begun()
+        self.step = step
         if self._checkpoints is None:
             return
         checkpoints, snapshot = self._checkpoints, self._snapshot
         try:
-            with tracing.span("checkpoint wait"):
+            with tracing.span("checkpoint wait"), doing("waiting for the checkpoint before, which is being written"):
                 self._writer.wait()
             copying = time.perf_counter()
             if step != self._copied_step:

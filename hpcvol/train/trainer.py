@@ -360,7 +360,8 @@ class Trainer:
     def _finish(self) -> None:
         """Test, write the last checkpoint and, last, the summary. Collective."""
         best = self._data.val is not None and self._progress.validated_step != self.run.step and self._validate()
-        self._save(best=best)
+        if best or self._saver.step != self.run.step:
+            self._save(best=best)
         self._wait_for_checkpoint()
         test = self._evaluate(self._data.test)
         summary = summarise(self.run, self._progress, test, self._seconds())
