@@ -133,17 +133,19 @@ def _leave(pid: int) -> None:
         return
     for calls in live_calls():
         calls.leave()
+    said = f"hpcvol: error: {_world.name_of_me} gave a collective call up after an error: ending the run\n"
     if not _calls_were_given_up():
         try:
             _world.leave()
-        except CommError:
-            pass  # those who wait for this member in another call say so, and end it
+        except CommError as error:
+            said = _report(error)
         except (HpcvolError, MPI.Exception) as error:
             print(_report(error), end="", file=sys.stderr)
             end_all(EXIT_FAILED)
         else:
             return
-    time.sleep(_SPEAKER_SECONDS)
+    time.sleep(_SPEAKER_SECONDS)  # those who wait for this member in another call say so, and end it meanwhile
+    print(said, end="", file=sys.stderr)
     end_all(EXIT_FAILED)
 
 

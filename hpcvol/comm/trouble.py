@@ -30,12 +30,13 @@ def judge(mine: "Progress", seen: Mapping[int, "Row"]) -> Verdict | None:
         mine: the rank's progress.
         seen: what is known of ranks of its group.
     """
+    leaves = mine.call is not None and mine.call.name == "exit"  # where the others come too, and say so before
     for rank, row in sorted(seen.items()):
         theirs = row.progress
         called = theirs.called(mine.sequence)
         if called is not None and called != mine.call:
             return Verdict("left" if called.name == "exit" else "mismatch", rank)
-        if theirs.sequence < mine.sequence and row.leaving:
+        if theirs.sequence < mine.sequence and row.leaving and not leaves:
             return Verdict("left", rank)
         if not row.alive and (theirs.sequence < mine.sequence or (called is not None and theirs.inside)):
             return Verdict("died", rank)
