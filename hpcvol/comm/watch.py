@@ -119,11 +119,15 @@ class Watch:
     def _run(self) -> None:
         while not self._closed.wait(_PERIOD_SECONDS):
             self._load.take()
-            for calls in live_calls():
-                self._look_at(calls)
+            self._look_at_all()
             if self._stack_file.demanded():
                 self._answers.demanded_at = time.monotonic()
                 self._show_everything()
+
+    def _look_at_all(self) -> None:
+        # Not in the loop above: its variable would keep a closed group's memory until the next look.
+        for calls in live_calls():
+            self._look_at(calls)
 
     def _look_at(self, calls: Calls) -> None:
         mine = calls.progress(calls.me)
