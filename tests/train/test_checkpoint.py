@@ -253,12 +253,15 @@ def test_a_kill_at_any_point_of_writing_costs_nothing_but_that_checkpoint(
         assert not list((project.folder / run / "checkpoints").glob(".*"))
 
 
-# Files may not grow beyond this from step 3 on; what a full disk does, without one.
+# Files may not grow beyond this from step 3 on, when the checkpoint of step 2 is whole; what a full disk does.
 LIMIT = """
-import resource, signal
+import resource, signal, time
+from pathlib import Path
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 def limit(step, metrics):
     if step == 3:
+        while not Path({earlier!r}).exists():
+            time.sleep(0.005)
         resource.setrlimit(resource.RLIMIT_FSIZE, ({nbytes}, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 """
 
@@ -270,7 +273,7 @@ def test_a_full_disk_is_one_error_and_earlier_checkpoints_stay(
 ) -> None:
     project, path = shared_project, shared_project.checkpoint("run", 4)
     if group.rank == 0:
-        project.write("limit.py", LIMIT.format(nbytes=nbytes))
+        project.write("limit.py", LIMIT.format(nbytes=nbytes, earlier=str(shared_project.checkpoint("run", 2))))
     group.barrier()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
