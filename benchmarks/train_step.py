@@ -11,7 +11,7 @@ Every contender trains the same model on batches of the same size, AdamW and cli
 Contenders take turns, a few steps each; the slowest rank of a step counts. In the case `wide` the same with a large
 model that computes a tenth as much for each of its parameters, so that what is done with gradients counts ten times as
 much. Then, with that model, how much memory each takes a parameter: the peak of the process above what it had before
-the model was made.
+the model was made, memory that ranks share counted once.
 
     mpiexec -n 2 python benchmarks/train_step.py [--json FILE] [--quick]
 """
@@ -160,17 +160,19 @@ def timed(contender: str, step: Stepper, count: int, group: Group) -> list[float
 
 
 def peak_nbytes() -> Iterator[int]:
-    """Yield the resident size now, and after that the peak since."""
-    status = Path("/proc/self/status")
+    """Yield the resident size now, and after that the peak since; pages that n processes map count 1/n in each."""
 
-    def field(name: str) -> int:
-        line = next(line for line in status.read_text().splitlines() if line.startswith(name))
-        return int(line.split()[1]) * 1024
+    def field(file: str, name: str) -> int:
+        lines = Path("/proc/self", file).read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+    def counted_elsewhere() -> int:
+        return field("status", "RssShmem:") - field("smaps_rollup", "Pss_Shmem:")
 
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    yield field("VmRSS")
-    yield field("VmHWM")
+    yield field("status", "VmRSS:") - counted_elsewhere()
+    yield field("status", "VmHWM:") - counted_elsewhere()
 
 
 def memory_a_parameter(contender: str, config: Config, group: Group) -> float:
