@@ -3,6 +3,7 @@
 import copy
 import math
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -141,6 +142,35 @@ def test_a_unit_that_zeroes_gradients_itself_loses_nothing(group: Group) -> None
                         run.optimizer.zero_grad(set_to_none=habit == "drops")
         found.append([parameter.tolist() for parameter in model.parameters()])
     assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("sum", ["exact", "float"])
+def test_gradients_stay_where_ranks_share_them(group: Group, sum: str) -> None:
+    """Whatever a loop does to the model between steps; and it changes nothing."""
+
+    def habits(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        model.to("cpu").to(torch.float32)
+        model.load_state_dict(copy.deepcopy(model.state_dict()))
+
+    places, found = [], []
+    for habit in (lambda *_: None, habits):
+        model = built(Regression)
+        with closing(make_run(group, model, numbers(8), Settings(8, 2, sum=sum), sgd)) as run:
+            for index in range(4):
+                train(run, index + 1)
+                gradients = [parameter.grad for parameter in model.parameters()]
+                places.append([gradient.data_ptr() for gradient in gradients if gradient is not None])
+                habit(model, run.optimizer)
+            lines = Path("/proc/self/maps").read_text().splitlines()
+            maps = [line.split()[0].split("-") for line in lines if "/memfd:hpcvol " in line]
+        shared = [(int(low, 16), int(high, 16)) for low, high in maps]
+        assert all(any(low <= place < high for low, high in shared) for place in places[-1])
+        assert min(places[-1]) % 64 == 0
+        found.append([parameter.tolist() for parameter in model.parameters()])
+    assert places[:4] == places[:1] * 4
+    assert places[4:] == places[4:5] * 4
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("sum", ["exact", "float"])
