@@ -23,11 +23,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from hpcvol import environment
 from hpcvol.comm import Launch, launch_command
@@ -188,6 +190,18 @@ class VirtualHosts:
         return told
 
 
+def _leave_in_order_when_terminated(stack: ExitStack) -> None:
+    """Have SIGTERM take the hosts away too, and not leave their processes to nobody."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+
+    def leave(*_: object) -> NoReturn:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    stack.callback(signal.signal, signal.SIGTERM, before)
+
+
 @contextmanager
 def virtual_hosts(
     number: int, *, rate: float = 0.0, delay: float = 0.0, private: Sequence[Path] = ()
@@ -205,6 +219,7 @@ def virtual_hosts(
     """
     names = [f"h{index}" for index in range(number)]
     with ExitStack() as stack:
+        _leave_in_order_when_terminated(stack)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hosts-")))
         hosts = VirtualHosts(names, folder)
         addresses = "".join(f"{hosts.address(name)} {name}\n" for name in names)
