@@ -29,7 +29,7 @@ DISAGREE = -1
 
 WAIT_NS = 1_000_000
 
-NUMEL_BITS = 47  # of a fingerprint: the length
+NUMEL_BITS = 46  # of a fingerprint: the length
 OP_MASK = 15  # of what is left of it: the operation
 PLAN_HEAD = 2  # entries of a plan before the addresses
 

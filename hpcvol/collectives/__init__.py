@@ -1,6 +1,6 @@
 """How ranks combine vectors: one file an algorithm, and one that chooses."""
 
-from hpcvol.collectives.algorithms import Algorithm, check_algorithm
+from hpcvol.collectives.algorithms import Algorithm, check_algorithm, check_name
 from hpcvol.collectives.all_gather import all_gather
 from hpcvol.collectives.all_to_all import all_to_all
 from hpcvol.collectives.allreduce import allreduce
@@ -25,6 +25,7 @@ __all__ = [
     "barrier",
     "broadcast",
     "check_algorithm",
+    "check_name",
     "gather",
     "receive",
     "reduce_scatter",

@@ -2,16 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from functools import partial
+from typing import Any, Literal, TypeAlias
 
 from hpcvol.collectives import cross_memory, halving_doubling, library, recursive_doubling, ring, staged
 from hpcvol.collectives.calling import calling
 from hpcvol.collectives.combine import HALF
+from hpcvol.comm.calls import ALGORITHMS
 from hpcvol.comm.group import Group
 from hpcvol.comm.vectors import Op, Vector
 from hpcvol.errors import ConfigError
 
-# What `comm.algorithm` may be.
+# What `comm.algorithm` may be: `ALGORITHMS`.
 Algorithm: TypeAlias = Literal[
     "auto", "ring", "recursive_doubling", "halving_doubling", "hierarchical", "library", "staged", "cross_memory"
 ]
@@ -88,7 +90,12 @@ class OnNode:
             return self.find_out(group)
 
 
-STAGED = OnNode("staged", staged.allreduce, staged.usable, "all members on one host, in memory that they share")
+STAGED = OnNode(
+    "staged",
+    partial(staged.allreduce, algorithm="staged"),
+    staged.usable,
+    "all members on one host, in memory that they share",
+)
 CROSS_MEMORY = OnNode(
     "cross_memory",
     cross_memory.allreduce,
@@ -96,7 +103,19 @@ CROSS_MEMORY = OnNode(
     "all members on one host, with the permission to read each other's memory (ptrace)",
 )
 ON_NODE = {one.name: one for one in (STAGED, CROSS_MEMORY)}
-NUMBER_THEMSELVES = frozenset(one.allreduce for one in ON_NODE.values())
+# What "auto" takes where it can.
+BEST_ON_NODE = staged.allreduce
+NUMBER_THEMSELVES = frozenset([BEST_ON_NODE, *(one.allreduce for one in ON_NODE.values())])
+
+
+def check_name(name: str) -> None:
+    """Refuse an algorithm that does not exist. Local.
+
+    Raises:
+        ConfigError: with `everywhere` set.
+    """
+    if name not in ALGORITHMS:
+        raise ConfigError(f"unknown algorithm {name!r}: expected one of {', '.join(ALGORITHMS)}", everywhere=True)
 
 
 def check_algorithm(group: Group, name: str) -> None:
@@ -105,10 +124,7 @@ def check_algorithm(group: Group, name: str) -> None:
     Raises:
         ConfigError: with `everywhere` set; what can be had instead.
     """
-    if name not in get_args(Algorithm):
-        raise ConfigError(
-            f"unknown algorithm {name!r}: expected one of {', '.join(get_args(Algorithm))}", everywhere=True
-        )
+    check_name(name)
     if name in ON_NODE and not ON_NODE[name].usable(group):
         hosts = ", ".join(dict.fromkeys(group.hosts))
         raise ConfigError(

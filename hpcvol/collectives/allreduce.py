@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hpcvol.collectives.algorithms import NUMBER_THEMSELVES, Algorithm, check_algorithm
+from hpcvol.collectives.algorithms import NUMBER_THEMSELVES, Algorithm, check_algorithm, check_name
 from hpcvol.collectives.calling import calling
 from hpcvol.collectives.checks import check_numel, check_op, check_pair, check_vector, is_same
 from hpcvol.collectives.choose import choose
@@ -52,6 +52,7 @@ def allreduce(
         if not is_same(vector, out, "the same vector"):
             np.copyto(out, vector)
     check_op(op, vector.dtype)
+    check_name(algorithm)
     if group.size > 1:
         _meet_at_first(group, result, op, algorithm)
     check_algorithm(group, algorithm)
@@ -61,7 +62,7 @@ def allreduce(
     if combine in NUMBER_THEMSELVES:
         combine(group, result, op)
     else:
-        with calling(group, "allreduce", result, op=op):
+        with calling(group, "allreduce", result, None, op, algorithm):
             combine(group, result, op)
 
 
@@ -73,5 +74,5 @@ def _meet_at_first(group: Group, vector: Vector, op: Op, algorithm: Algorithm) -
     met: set[tuple[str, int]] = group.kept.setdefault(_NAME, set())
     key = algorithm, vector.dtype.num
     if key not in met:
-        with group.calling(Call.of("allreduce", vector.dtype, vector.size, op)):
+        with group.calling(Call.of("allreduce", vector.dtype, vector.size, op, algorithm)):
             met.add(key)

@@ -11,7 +11,12 @@ from hpcvol.errors import CommError
 
 @contextmanager
 def calling(
-    group: Group, name: str, vector: Vector | None = None, numel: int | None = None, op: str = ""
+    group: Group,
+    name: str,
+    vector: Vector | None = None,
+    numel: int | None = None,
+    op: str = "",
+    algorithm: str = "auto",
 ) -> Iterator[None]:
     """Number the call that the body makes, and show it to the members of the node. If it fails the call is given up.
 
@@ -21,11 +26,12 @@ def calling(
         vector: gives the dtype, and the length where `numel` is None.
         numel: length on all ranks; 0 where it may differ between them.
         op: operation.
+        algorithm: what was asked for.
     """
     if group.calls.abandoned:
         raise CommError(f"{name} over a group in which an earlier call was given up after an error: end the run")
     length = numel if numel is not None else 0 if vector is None else vector.size
-    group.calls.begin(Call.of(name, None if vector is None else vector.dtype, length, op))
+    group.calls.begin(Call.of(name, None if vector is None else vector.dtype, length, op, algorithm))
     try:
         yield
     except BaseException:

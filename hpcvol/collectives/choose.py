@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from hpcvol.collectives import hierarchical
-from hpcvol.collectives.algorithms import CANDIDATES, ON_NODE, STAGED, Algorithm, Candidate
+from hpcvol.collectives.algorithms import BEST_ON_NODE, CANDIDATES, ON_NODE, STAGED, Algorithm, Candidate
 from hpcvol.collectives.broadcast import broadcast_bytes
 from hpcvol.collectives.calling import calling
 from hpcvol.collectives.measure import BY_MESSAGES, measure_level
@@ -52,7 +52,7 @@ def choose(group: Group, vector: Vector, algorithm: Algorithm) -> AllReduce:
     if algorithm in ON_NODE:
         return ON_NODE[algorithm].allreduce
     if algorithm == "auto" and STAGED.usable(group):
-        return STAGED.allreduce  # without asking what it costs: nothing else comes near
+        return BEST_ON_NODE  # without asking what it costs: nothing else comes near
     return _chooser(group).choose(vector, algorithm)
 
 

@@ -31,7 +31,7 @@ def usable(group: Group) -> bool:
     return _of(group) is not None
 
 
-def allreduce(group: Group, vector: Vector, op: str) -> None:
+def allreduce(group: Group, vector: Vector, op: str, algorithm: str = _NAME) -> None:
     """Replace `vector` by its element-wise `op` over all ranks of `group`. Collective, in place.
 
     Each rank reads its slice of all other vectors, combines them in the order of ranks, and writes the result to all:
@@ -41,6 +41,7 @@ def allreduce(group: Group, vector: Vector, op: str) -> None:
         group: one that is `usable`.
         vector: as for `staged.allreduce`.
         op: as for `staged.allreduce`.
+        algorithm: likewise.
 
     Raises:
         MismatchError, MemberError: as `staged.allreduce`.
@@ -49,7 +50,7 @@ def allreduce(group: Group, vector: Vector, op: str) -> None:
     attached = _of(group)
     if attached is None:
         raise ValueError("the ranks of this group may not read each other's memory: ask `usable` first")
-    attached.allreduce(vector, op)
+    attached.allreduce(vector, op, algorithm)
 
 
 class _Attached:
@@ -68,8 +69,8 @@ class _Attached:
         self._work = np.empty(cross_memory.work_nbytes(group.size), np.uint8)
         self._addresses: tuple[int, ...] = tuple(a.ctypes.data for a in (self._plan, self._pids, self._work))
 
-    def allreduce(self, vector: Vector, op: str) -> None:
-        kernel, code, array = self._by_dtype.of(vector, op)
+    def allreduce(self, vector: Vector, op: str, algorithm: str) -> None:
+        kernel, code, array = self._by_dtype.of(vector, op, algorithm)
         plan, pids, work = self._addresses
 
         def again(stage: int) -> int:

@@ -73,32 +73,32 @@ class KernelsByDtype:
     def __init__(self, group: Group, module: Any) -> None:
         self._group = group
         self._module = module
-        self._found: dict[tuple[np.dtype[Any], str], tuple[Callable[..., int], int, str | None]] = {}
+        self._found: dict[tuple[np.dtype[Any], str, str], tuple[Callable[..., int], int, str | None]] = {}
 
-    def of(self, vector: Vector, op: str) -> tuple[Callable[..., int], int, Vector]:
+    def of(self, vector: Vector, op: str, algorithm: str) -> tuple[Callable[..., int], int, Vector]:
         """Return the kernel for `vector`, the code of its call, and the array to give it.
 
-        Collective over the node the first time for a dtype.
+        Collective over the node the first time for a dtype and an algorithm, which is what was asked for.
 
         Raises:
             ValueError: there is no such op for the dtype.
         """
-        found = self._found.get((vector.dtype, op))
+        found = self._found.get((vector.dtype, op, algorithm))
         if found is None:
-            found = self._prepare(vector.dtype, op)
+            found = self._prepare(vector.dtype, op, algorithm)
         kernel, code, carried = found
         return kernel, code, vector if carried is None else vector.view(carried)
 
-    def _prepare(self, dtype: "np.dtype[Any]", op: str) -> tuple[Callable[..., int], int, str | None]:
+    def _prepare(self, dtype: "np.dtype[Any]", op: str, algorithm: str) -> tuple[Callable[..., int], int, str | None]:
         from hpcvol.kernels.combine import CARRIED
 
         if op not in ops_of(dtype):
             raise ValueError(f"unknown op {op!r} for {dtype}: expected one of {', '.join(ops_of(dtype))}")
         compiled(self._group, lambda: self._module.compile_for(dtype.name))
         for each in ops_of(dtype):
-            code = Call.of("allreduce", dtype, 0, each).code
-            self._found[dtype, each] = self._module.ALLREDUCE[dtype.name], code, CARRIED.get(dtype.name)
-        return self._found[dtype, op]
+            code = Call.of("allreduce", dtype, 0, each, algorithm).code
+            self._found[dtype, each, algorithm] = self._module.ALLREDUCE[dtype.name], code, CARRIED.get(dtype.name)
+        return self._found[dtype, op, algorithm]
 
 
 def ops_of(dtype: "np.dtype[Any]") -> tuple[str, ...]:

@@ -15,7 +15,7 @@ def usable(group: Group) -> bool:
     return _staging(group) is not None
 
 
-def allreduce(group: Group, vector: Vector, op: str) -> None:
+def allreduce(group: Group, vector: Vector, op: str, algorithm: str = "auto") -> None:
     """Replace `vector` by its element-wise `op` over all ranks of `group`. Collective, in place.
 
     Each rank copies what others combine to a staging area, piece by piece, combines its slice of every piece in the
@@ -26,15 +26,16 @@ def allreduce(group: Group, vector: Vector, op: str) -> None:
         group: one that is `usable`.
         vector: contiguous; float32, float64, float16, bfloat16 (of ml_dtypes), int32 or int64.
         op: "sum", "min", "max", "product", and where the dtype is of floats "mean".
+        algorithm: what the caller asked for, the same on all ranks.
 
     Raises:
-        MismatchError: another rank is in another call, or gave another length, dtype or op.
+        MismatchError: another rank is in another call, or gave another length, dtype, op or algorithm.
         MemberError: another rank has died.
     """
     staging = _staging(group)
     if staging is None:
         raise ValueError("the ranks of this group share no memory: ask `usable` first")
-    staging.allreduce(vector, op)
+    staging.allreduce(vector, op, algorithm)
 
 
 class _Staging:
@@ -51,8 +52,8 @@ class _Staging:
         self._addresses: tuple[int, int] = self._plan.ctypes.data, self._state.ctypes.data
         self._kernels = KernelsByDtype(group, staged)
 
-    def allreduce(self, vector: Vector, op: str) -> None:
-        kernel, code, array = self._kernels.of(vector, op)
+    def allreduce(self, vector: Vector, op: str, algorithm: str) -> None:
+        kernel, code, array = self._kernels.of(vector, op, algorithm)
         plan, state = self._addresses
         stage = kernel(plan, state, code, array, 0)
         if stage != self._finished:

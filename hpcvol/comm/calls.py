@@ -1,8 +1,9 @@
 """Which collective call every rank is in: a board for each, that the others of its node can read.
 
-Collective calls of a group are numbered, and each has a fingerprint: its name, dtype, length and operation in one
-integer that can be read back. All ranks have to make the same calls in the same order, so the same number means the
-same fingerprint; where it does not, both sides can be shown. The board tells what a rank waits for, or did last.
+Collective calls of a group are numbered, and each has a fingerprint: its name, dtype, length, operation and pinned
+algorithm in one integer that can be read back. All ranks have to make the same calls in the same order, so the same
+number means the same fingerprint; where it does not, both sides can be shown. The board tells what a rank waits for, or
+did last.
 """
 
 import struct
@@ -52,7 +53,19 @@ NAMES = (
 )
 DTYPES = ("", "float32", "float64", "float16", "bfloat16", "int32", "int64", "uint8")
 OPS = ("", "sum", "mean", "min", "max", "product")
-NUMEL_BITS = 47
+# Of all-reduces: what was asked for.
+ALGORITHMS = (
+    "auto",
+    "ring",
+    "recursive_doubling",
+    "halving_doubling",
+    "hierarchical",
+    "library",
+    "staged",
+    "cross_memory",
+)
+# A fingerprint from its top: sign, name (5 bits), algorithm, dtype, op (4 each), length.
+NUMEL_BITS = 46
 MAX_NUMEL = 2**NUMEL_BITS - 1
 
 # A board is int64[64]: eight cache lines. Places in it:
@@ -83,6 +96,7 @@ class Call:
         dtype: one of `DTYPES`; "" where no vector is moved.
         numel: elements of the vector, the same on all ranks (0 where they may differ); the root of a broadcast object.
         op: one of `OPS`.
+        algorithm: one of `ALGORITHMS`, as all ranks have to ask for it.
         fingerprint: all of these in one int64.
     """
 
@@ -90,23 +104,28 @@ class Call:
     dtype: str
     numel: int
     op: str
+    algorithm: str
     fingerprint: int
 
     @staticmethod
     @lru_cache(maxsize=4096)
-    def of(name: str, dtype: "np.dtype[Any] | None" = None, numel: int = 0, op: str = "") -> "Call":
+    def of(
+        name: str, dtype: "np.dtype[Any] | None" = None, numel: int = 0, op: str = "", algorithm: str = "auto"
+    ) -> "Call":
         """Return the call, the same object for the same arguments."""
         kind = "" if dtype is None else dtype.name
         if not 0 <= numel <= MAX_NUMEL:
             raise ValueError(f"{numel} elements: expected 0 to {MAX_NUMEL}")
-        code = (NAMES.index(name) << 8) | (DTYPES.index(kind) << 4) | OPS.index(op)
-        return Call(name, kind, numel, op, (code << NUMEL_BITS) | numel)
+        kinds = (ALGORITHMS.index(algorithm) << 8) | (DTYPES.index(kind) << 4) | OPS.index(op)
+        code = (NAMES.index(name) << 12) | kinds
+        return Call(name, kind, numel, op, algorithm, (code << NUMEL_BITS) | numel)
 
     @staticmethod
     def from_fingerprint(fingerprint: int) -> "Call":
         """Return the call that has this fingerprint."""
         code, numel = fingerprint >> NUMEL_BITS, fingerprint & MAX_NUMEL
-        return Call(NAMES[code >> 8], DTYPES[(code >> 4) & 15], numel, OPS[code & 15], fingerprint)
+        dtype, op, algorithm = DTYPES[(code >> 4) & 15], OPS[code & 15], ALGORITHMS[(code >> 8) & 15]
+        return Call(NAMES[code >> 12], dtype, numel, op, algorithm, fingerprint)
 
     @property
     def code(self) -> int:
@@ -114,11 +133,12 @@ class Call:
         return self.fingerprint >> NUMEL_BITS
 
     def __str__(self) -> str:
-        """Such as `allreduce sum float32[25000]`."""
+        """Such as `allreduce sum float32[25000]`, and ` by ring` where an algorithm was asked for."""
         if self.name == "broadcast_object":
             return f"{self.name} from rank {self.numel}"
         vector = f"{self.dtype}[{self.numel}]" if self.dtype else ""
-        return " ".join(part for part in (self.name, self.op, vector) if part)
+        by = "" if self.algorithm == "auto" else f"by {self.algorithm}"
+        return " ".join(part for part in (self.name, self.op, vector, by) if part)
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcvol import tracing
-from hpcvol.collectives import Algorithm, allreduce, check_algorithm, exact_mean
+from hpcvol.collectives import Algorithm, allreduce, check_algorithm, check_name, exact_mean
 from hpcvol.collectives.direct import SharedVector, share
 from hpcvol.comm import Group
+from hpcvol.comm.calls import Call
 from hpcvol.strategies.between import Between
 from hpcvol.strategies.exact_reducers import ExactBetween, NodeExact, PlainExact
 from hpcvol.strategies.float_reducers import FloatsBetween, NodeFloats, PlainFloats
@@ -29,11 +30,14 @@ class AllReduce:
         bucket_nbytes: how many bytes of gradients are combined at once (`comm.bucket_nbytes`).
 
     Raises:
-        ConfigError: an algorithm that cannot work over the group.
+        ConfigError: an algorithm that does not exist, or cannot work over the group.
+        MismatchError: members ask for different ones.
     """
 
     def __init__(self, group: Group, algorithm: Algorithm = "auto", bucket_nbytes: int = BUCKET_NBYTES) -> None:
-        check_algorithm(group, algorithm)
+        check_name(algorithm)
+        with group.calling(Call.of("choose_algorithm", algorithm=algorithm)):
+            check_algorithm(group, algorithm)
         self.group = group
         self.algorithm: Algorithm = algorithm
         self.bucket_nbytes = bucket_nbytes

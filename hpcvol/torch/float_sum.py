@@ -24,6 +24,9 @@ class FloatGradients:
         parameters: names and parameters that require a gradient, in an order that is the same on every member.
         strategy: combines vectors over ranks.
         device: where gradients are.
+
+    Attributes:
+        finished: whether parameters hold the sum over members, and no backward pass has come since.
     """
 
     merges_units = True
@@ -35,6 +38,7 @@ class FloatGradients:
         self._strategy = strategy
         self._used = np.zeros(len(parameters), np.int32)
         self._in_step = False
+        self.finished = False
         by_dtype: dict[torch.dtype, list[int]] = {}
         for i, parameter in enumerate(self._parameters):
             by_dtype.setdefault(_summed_in(parameter), []).append(i)
@@ -58,6 +62,7 @@ class FloatGradients:
 
     def reset(self) -> None:
         """Forget the gradients of the step before."""
+        self.finished = False
         self._used.fill(0)
         self._readiness.begin_step()
         for parameter in self._parameters:
@@ -105,9 +110,11 @@ class FloatGradients:
         for parameter, view, used in zip(self._parameters, self._views, self._used, strict=True):
             gradient = view if view.dtype == parameter.dtype else view.to(parameter.dtype)
             parameter.grad = gradient if used else None
+        self.finished = True
 
     def commit(self) -> None:
-        """Nothing follows from a committed step."""
+        """The next step sums anew."""
+        self.finished = False
 
     def close(self) -> None:
         """Let the parameters go."""
@@ -117,6 +124,7 @@ class FloatGradients:
     def _take(self, index: int, parameter: torch.Tensor) -> None:
         """Autograd's hook: `parameter.grad` is the pass's gradient, in a loop of its own all that it accumulated."""
         if not self._in_step:
+            self.finished = False
             self._keep(index)
             return
         if parameter.grad is not None:

@@ -21,6 +21,10 @@ class DistributedOptimizer(torch.optim.Optimizer):
     data, in equal portions; whoever dies ends the run; weights depend on the number of ranks in their last bits.
     It is an `Optimizer` for schedules and the like; state, parameter groups and all else are the wrapped one's.
 
+    Gradients are views of memory that the ranks share, and change with the next step: clone what is to be kept. Before
+    `step` (or `synchronize`) they are this rank's own, so what has to see the averages (clipping, unscaling by a
+    `torch.amp.GradScaler`) comes after `synchronize`.
+
     Args:
         optimizer: all parameters on one device; every rank gets rank 0's at construction. Collective.
         sum: "float". The exact sum needs to know the units of a step, which only `hpcvol.start` does.
@@ -29,6 +33,9 @@ class DistributedOptimizer(torch.optim.Optimizer):
     Raises:
         ConfigError: `sum="exact"`, or no parameter requires a gradient.
     """
+
+    # A fused optimizer would take a GradScaler's scale from itself, while the scaler writes it here.
+    _step_supports_amp_scaling = False
 
     def __init__(self, optimizer: torch.optim.Optimizer, *, sum: str = "float", algorithm: Algorithm = "auto") -> None:
         require("optimizer", sum)
@@ -45,17 +52,31 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self._gradients = FloatGradients(trained, AllReduce(group, algorithm), trained[0][1].device)
         self._gradients.reset()
 
+    def synchronize(self) -> None:
+        """Average gradients over ranks now, so that the loop can look at and change the averages. Collective.
+
+        `step` then takes them as they are, unless another backward pass comes between.
+
+        Example:
+            >>> optimizer.synchronize()  # doctest: +SKIP
+            >>> torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # doctest: +SKIP
+            >>> optimizer.step()  # doctest: +SKIP
+        """
+        self._gradients.take_over()
+        self._gradients.agree()
+        self._gradients.finish(self._size)
+
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Average gradients over ranks and apply the optimizer. Collective.
+        """Average gradients over ranks, unless `synchronize` has, and apply the optimizer. Collective.
 
         Raises:
             ConfigError: a closure, which would compute gradients that no rank has averaged.
         """
         if closure is not None:
             raise ConfigError("DistributedOptimizer.step() takes no closure: call backward() first, then step()")
-        self._gradients.take_over()
-        self._gradients.agree()
-        self._gradients.finish(self._size)
+        if not self._gradients.finished:
+            self.synchronize()
+        self._gradients.commit()
         return self._optimizer.step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:

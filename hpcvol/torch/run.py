@@ -93,13 +93,13 @@ class Run:
         self.batching = Batching(len(samples), settings.batch_size, settings.unit_size)
         self.loader = Loader(samples, settings.seed, device)
         self.needs_probe = settings.sum == "exact"
-        self.strategy = AllReduce(group, settings.algorithm, settings.bucket_nbytes)
         self._parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self._known = [(name, parameter, parameter.requires_grad) for name, parameter in model.named_parameters()]
         with together(group, "starting the run"):
             _check_parameters(model)
             _check_optimizer(model, optimizer)
         agree_on(group, self._facts(len(samples)), "make the same model, optimizer and run on every member")
+        self.strategy = AllReduce(group, settings.algorithm, settings.bucket_nbytes)
         self._applying = False
         self._guard = optimizer.register_step_pre_hook(self._refuse_step)
         self.gradients = self._make_gradients()

@@ -178,7 +178,7 @@ def test_a_late_rank_is_waited_for(group: Group) -> None:
         time.sleep(0.3)
     vector.allreduce()
     assert (vector.mine == group.size).all()
-    assert (lapses > 0) == (group.rank < group.size - 1)
+    assert lapses > 0 or group.rank == group.size - 1
 
 
 @pytest.mark.parametrize("what", ["length", "op", "dtype", "name"])

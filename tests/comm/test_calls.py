@@ -7,23 +7,35 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcvol.comm import Group
-from hpcvol.comm.calls import DTYPES, MAX_NUMEL, NAMES, OPS, Call
+from hpcvol.comm.calls import ALGORITHMS, DTYPES, MAX_NUMEL, NAMES, OPS, Call
 from hpcvol.errors import MemberError, MismatchError
 
 FLOAT32 = np.dtype(np.float32)
 
 
-@given(st.sampled_from(NAMES[1:]), st.sampled_from(("", *DTYPES[1:])), st.integers(0, MAX_NUMEL), st.sampled_from(OPS))
-def test_fingerprints_can_be_read_back(name: str, dtype: str, numel: int, op: str) -> None:
-    call = Call.of(name, np.dtype(dtype) if dtype else None, numel, op)
+@given(
+    st.sampled_from(NAMES[1:]),
+    st.sampled_from(("", *DTYPES[1:])),
+    st.integers(0, MAX_NUMEL),
+    st.sampled_from(OPS),
+    st.sampled_from(ALGORITHMS),
+)
+def test_fingerprints_can_be_read_back(name: str, dtype: str, numel: int, op: str, algorithm: str) -> None:
+    call = Call.of(name, np.dtype(dtype) if dtype else None, numel, op, algorithm)
     assert Call.from_fingerprint(call.fingerprint) == call
     assert 0 < call.fingerprint < 2**63
 
 
 def test_calls_in_words() -> None:
     assert str(Call.of("allreduce", FLOAT32, 25000, "sum")) == "allreduce sum float32[25000]"
+    assert str(Call.of("allreduce", FLOAT32, 3, "max", "ring")) == "allreduce max float32[3] by ring"
     assert str(Call.of("broadcast", np.dtype(ml_dtypes.bfloat16), 3)) == "broadcast bfloat16[3]"
     assert str(Call.of("barrier")) == "barrier"
+
+
+def test_there_is_room_for_all_kinds() -> None:
+    assert len(NAMES) <= 32
+    assert max(len(DTYPES), len(OPS), len(ALGORITHMS)) <= 16
 
 
 def test_unknown_names_and_lengths_are_refused() -> None:

@@ -47,7 +47,8 @@ def accumulated(values: NDArray[np.floating], scale: float, weight: int = 1) -> 
     """The integers that `accumulate` adds to zeros under one scale, and the blocks' magnitudes."""
     blocks = -(-values.size // BLOCK_NUMEL)
     total, magnitudes = np.zeros(values.size, np.int64), np.full(blocks, ZERO, np.int32)
-    accumulate(values, np.full(blocks, scale), weight, total, magnitudes)
+    with np.errstate(invalid="ignore"):  # without the compiler NumPy warns of what infinity and NaN are rounded to
+        accumulate(values, np.full(blocks, scale), weight, total, magnitudes)
     return total.tolist(), magnitudes.tolist()
 
 

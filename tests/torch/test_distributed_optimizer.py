@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -113,6 +114,69 @@ def test_half_precision(group: Group, distribute: Make, by_model: bool) -> None:
         optimizer.step()
         wanted = torch.tensor([[-2.0, -2.0 * (group.size + 1)]]) * (step + 1)
         assert torch.equal(model.weight.float(), wanted)
+
+
+def test_averages_can_be_clipped(group: Group, distribute: Make) -> None:
+    model, reference = built(Regression, seed=group.rank), built(Regression)
+    optimizer, plain = distribute(momentum(model)), momentum(reference)
+    for step in range(4):
+        optimizer.zero_grad()
+        plain.zero_grad()
+        model(**portion(group, step)).backward()
+        optimizer.synchronize()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 0.05)
+        optimizer.step()
+        reference(**whole(group, step)).backward()
+        assert nn.utils.clip_grad_norm_(reference.parameters(), 0.05) > 0.05
+        plain.step()
+        assert_close(model, reference)
+        assert len(set(group.gather_objects(norm.item()))) == 1
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("clips", [False, True])
+def test_a_grad_scaler_skips_a_step_on_all_ranks(group: Group, distribute: Make, clips: bool, fused: bool) -> None:
+    """Only one rank's gradient is infinite; on one process the whole batch's would be."""
+
+    def loop(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any) -> tuple[list[float], int]:
+        scaler, scales, skipped = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3), [], 0
+        for step in range(7):
+            optimizer.zero_grad()
+            loss = model(**batch(group, step))
+            overflows = step == 2 and (model is reference or group.rank == group.size - 1)
+            scaler.scale(loss * (float("inf") if overflows else 1.0)).backward()
+            if isinstance(optimizer, DistributedOptimizer):
+                optimizer.synchronize()
+            before = [p.clone() for p in model.parameters()]
+            if clips:
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(model.parameters(), 0.05)
+            scaler.step(optimizer)
+            scaler.update()
+            scales.append(scaler.get_scale())
+            skipped += all(torch.equal(one, p) for one, p in zip(before, model.parameters(), strict=True))
+        return scales, skipped
+
+    model, reference = built(Regression, seed=group.rank), built(Regression)
+    adam = partial(torch.optim.Adam, lr=0.01, fused=fused)
+    found = loop(model, distribute(adam(model.parameters())), portion)
+    assert found == loop(reference, adam(reference.parameters()), whole)
+    scales, skipped = found
+    assert scales[1:3] == [2.0**10, 2.0**9]
+    assert skipped == 1
+    assert_close(model, reference)
+    assert len(set(group.gather_objects(str(found)))) == 1
+
+
+def test_another_backward_pass_is_averaged_again(group: Group, distribute: Make) -> None:
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    optimizer = distribute(torch.optim.SGD(model.parameters(), lr=1.0))
+    model(torch.ones(1, 1)).sum().backward()
+    optimizer.synchronize()
+    model(torch.full((1, 1), 1.0 + group.rank)).sum().backward()
+    optimizer.step()
+    assert model.weight.item() == -1 - (group.size + 1) / 2
 
 
 def test_the_exact_sum_is_refused_by_name() -> None:

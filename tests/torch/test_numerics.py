@@ -81,6 +81,7 @@ def test_the_users_own_files_are_compared() -> None:
     ("differs", "said"),
     [
         ("settings", r"the run is Settings\(.*clip_norm=None.* and Settings\(.*clip_norm=2\.0"),
+        ("algorithm", r"the run is Settings\(.*algorithm='auto'.* and Settings\(.*algorithm='staged'"),
         ("learning rate", r"the optimizer is SGD .*0\.1.* on member 0 .* and SGD .*0\.2"),
         (
             "shape",
@@ -91,7 +92,12 @@ def test_the_users_own_files_are_compared() -> None:
 def test_members_that_set_up_different_runs_are_refused(group: Group, differs: str, said: str) -> None:
     odd = group.rank == 2
     model = torch.nn.Linear(7 if odd and differs == "shape" else 6, 1)
-    settings = Settings(8, 2, clip_norm=2.0 if odd and differs == "settings" else None)
+    settings = Settings(
+        8,
+        2,
+        clip_norm=2.0 if odd and differs == "settings" else None,
+        algorithm="staged" if odd and differs == "algorithm" else "auto",
+    )
     rate = 0.2 if odd and differs == "learning rate" else 0.1
     with pytest.raises(ConfigError, match=said) as caught:
         make_run(group, model, numbers(16), settings, lambda parameters: torch.optim.SGD(parameters, rate))
