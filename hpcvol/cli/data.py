@@ -10,7 +10,6 @@ from hpcvol.cli.build_progress import BuildProgress
 from hpcvol.cli.reporting import reported
 from hpcvol.comm.launcher import launcher
 from hpcvol.errors import ConfigError
-from hpcvol.train.toml import value_of
 
 data_commands = typer.Typer(
     help="Datasets: folders of HDF5 shards and a manifest.",
@@ -51,7 +50,7 @@ def build(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a dataset that is there.")] = False,
 ) -> None:
     """Build a dataset from files. Under mpiexec or srun each process builds its part; no MPI is started for it."""
-    options = parse_options(option or []) | ({"link": True} if link else {})
+    options: dict[str, object] = {**parse_options(option or []), **({"link": True} if link else {})}
     from hpcvol.data import Dataset, build_dataset
 
     index, count = part_of_launch()
@@ -92,8 +91,8 @@ def parse_paths(texts: list[str]) -> list[str] | dict[str, list[str]]:
     return paths
 
 
-def parse_options(texts: list[str]) -> dict[str, object]:
-    """Return `["length=256"]` as `{"length": 256}`: values are TOML, or else strings.
+def parse_options(texts: list[str]) -> dict[str, str]:
+    """Return `["length=256"]` as `{"length": "256"}`: what kind of value it is, the source knows.
 
     Raises:
         ConfigError: no `=` in one.
@@ -101,7 +100,7 @@ def parse_options(texts: list[str]) -> dict[str, object]:
     for text in texts:
         if "=" not in text:
             raise ConfigError(f"--option {text!r}: expected key=value", everywhere=True)
-    return {key.strip(): value_of(value.strip()) for key, _, value in (text.partition("=") for text in texts)}
+    return {key.strip(): value.strip() or value for key, _, value in (text.partition("=") for text in texts)}
 
 
 def part_of_launch() -> tuple[int, int]:

@@ -6,9 +6,8 @@ written as `.step-00000120.partial`, synced and renamed. `checkpoints/best` poin
 loss.
 """
 
-import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,6 @@ from hpcvol.train.checkpoint_files import (
 from hpcvol.train.files import write_whole
 from hpcvol.train.snapshot import Snapshot
 
-logger = logging.getLogger("hpcvol")
-
 
 class Checkpoints:
     """The checkpoints of one run.
@@ -41,12 +38,15 @@ class Checkpoints:
     Args:
         folder: where they are; made when the first is written.
         keep: how many to keep, besides the best.
+
+    Attributes:
+        skipped: what `newest` found that this run cannot go on from, and why.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
         self._folder = folder
         self._keep = keep
-        self._damaged: set[Path] = set()
+        self.skipped: dict[Path, str] = {}
 
     def write(self, step: int, content: Snapshot, state: Mapping[str, Any], *, best: bool) -> Path:
         """Write the checkpoint of `step`, make it the best one if `best`, and delete those no longer kept. Local.
@@ -65,14 +65,14 @@ class Checkpoints:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._drop_partial()
-            if final.exists() and trouble_with(final) is not None:
-                _delete(final)
+            if final.exists() and (final in self.skipped or trouble_with(final) is not None):
+                _put_aside(final)
             if not final.exists():
                 partial.mkdir()
                 _write_parts(partial, content, state)
                 partial.rename(final)
                 sync(self._folder)
-            self._damaged.discard(final)
+            self.skipped.pop(final, None)
             if best:
                 self.make_best(final)
         except (OSError, RuntimeError, safetensors.SafetensorError) as error:
@@ -86,22 +86,26 @@ class Checkpoints:
         self._prune()
         return final
 
-    def newest(self) -> Path | None:
-        """Return the newest checkpoint that is whole, or None where there is none; those skipped are logged by name.
+    def newest(self, foreign: Callable[[Path], str | None] = lambda _path: None) -> Path | None:
+        """Return the newest checkpoint that is whole and of this run, or None where there is none. Fills `skipped`.
+
+        Args:
+            foreign: says of a whole checkpoint why it is not of this run, None where it is.
 
         Raises:
-            CheckpointError: there are checkpoints and none is whole; says what is wrong with each.
+            CheckpointError: there are checkpoints and none will do; says what is wrong with each.
         """
-        troubles = []
+        self.skipped.clear()
         for path in reversed(checkpoints_in(self._folder)):
-            trouble = trouble_with(path)
+            trouble = trouble_with(path) or foreign(path)
             if trouble is None:
                 return path
-            logger.warning("skipping a checkpoint: %s", trouble)
-            troubles.append(trouble)
-            self._damaged.add(path)
-        if troubles:
-            raise CheckpointError("no checkpoint is whole: " + "; ".join(troubles) + "; --fresh starts over")
+            self.skipped[path] = trouble
+        if self.skipped:
+            raise CheckpointError(
+                f"no checkpoint in {self._folder} is whole and of this run: {'; '.join(self.skipped.values())}; "
+                "--fresh starts over"
+            )
         return None
 
     def make_best(self, path: Path) -> None:
@@ -117,8 +121,8 @@ class Checkpoints:
 
     def _prune(self) -> None:
         best = (self._folder / BEST).resolve()
-        # Damaged ones, which are newer than where the run goes on, must not push out whole ones.
-        for path in sorted(set(checkpoints_in(self._folder)) - self._damaged)[: -self._keep]:
+        # Those skipped, which are newer than where the run goes on, must not push out its own.
+        for path in sorted(set(checkpoints_in(self._folder)) - self.skipped.keys())[: -self._keep]:
             if path.resolve() != best:
                 _delete(path)
 
@@ -154,24 +158,34 @@ def load_weights(path: Path, model: torch.nn.Module) -> None:
         raise CheckpointError(f"no weights at {path}: expected a {MODEL} file") from None
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from None
-    _check_fit(path, stored, model)
+    misfit = _misfit(stored, model)
+    if misfit is not None:
+        raise CheckpointError(f"{path} is of another model: {misfit}")
     model.load_state_dict(stored, strict=False)  # tied weights are stored once
 
 
-def _check_fit(path: Path, stored: Mapping[str, torch.Tensor], model: torch.nn.Module) -> None:
+def another_model(path: Path, model: torch.nn.Module) -> str | None:
+    """Say why the weights of the whole checkpoint `path` are not of `model`, None where they are. Local; reads no data.
+
+    Names, shapes and dtypes of parameters and buffers are what tells.
+    """
+    with safetensors.safe_open(path / MODEL, framework="pt") as file:
+        stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
+    return _misfit(stored, model)
+
+
+def _misfit(stored: Mapping[str, torch.Tensor], model: torch.nn.Module) -> str | None:
     own = model.state_dict()
-    shared = {name for name in own if name not in stored}
     for name in stored:
         if name not in own:
-            raise CheckpointError(f"{path} is of another model: it holds {name!r}, which this model does not have")
+            return f"it holds {name!r}, which this model does not have"
         there, here = _describe(stored[name]), _describe(own[name])
         if there != here:
-            raise CheckpointError(f"{path} is of another model: {name!r} is {there} there and {here} here")
+            return f"{name!r} is {there} there and {here} here"
     # Tensors that share memory with a stored one (tied weights) are stored once.
     pointers = {own[name].data_ptr() for name in stored}
-    missing = [name for name in own if name in shared and own[name].numel() and own[name].data_ptr() not in pointers]
-    if missing:
-        raise CheckpointError(f"{path} is of another model: it lacks {missing[0]!r}, which this model has")
+    missing = [name for name in own.keys() - stored.keys() if own[name].numel() and own[name].data_ptr() not in pointers]
+    return f"it lacks {min(missing)!r}, which this model has" if missing else None
 
 
 def _describe(tensor: torch.Tensor) -> str:
@@ -184,6 +198,15 @@ def _reason(error: BaseException) -> str:
     while told is not None and not isinstance(told, OSError):
         told = told.__context__
     return str(told or error)
+
+
+def _put_aside(path: Path) -> None:
+    """Give the name of a checkpoint free: what is damaged goes, what is another run's stays beside it."""
+    foreign = path.with_name(f"{path.name}-foreign")
+    if trouble_with(path) is None and not foreign.exists():
+        path.rename(foreign)
+    else:
+        _delete(path)
 
 
 def _delete(path: Path) -> None:

@@ -13,6 +13,7 @@ from hpcvol.errors import CheckpointError
 from hpcvol.train.checkpoint_files import BEST, MODEL, STATE, checkpoints_in, read_state, trouble_with
 from hpcvol.train.completion import SUMMARY_NAME
 from hpcvol.train.config import Config, load_config
+from hpcvol.train.recipe import of_another_run
 from hpcvol.train.run_directory import CHECKPOINTS_NAME, CONFIG_NAME, METRICS_NAME, is_at_work
 
 
@@ -71,7 +72,7 @@ def describe_run(path: Path) -> dict[str, Any]:
         "last": losses[-1] if losses else None,
         "last_validation": {"step": validations[-1]["step"], **validations[-1]["val"]} if validations else None,
         "best_validation": {"step": best["step"], **best["val"]} if best else None,
-        "checkpoints": [_checkpoint_line(one) for one in checkpoints_in(path / CHECKPOINTS_NAME)],
+        "checkpoints": [_checkpoint_line(one, config) for one in checkpoints_in(path / CHECKPOINTS_NAME)],
         "best_checkpoint": _best_checkpoint(path),
         "complete": summary is not None and summary.get("completed") is True,
         "summary": summary,
@@ -119,11 +120,12 @@ def _essentials(config: Config) -> dict[str, Any]:
     }
 
 
-def _checkpoint_line(path: Path) -> dict[str, Any]:
-    nbytes = 0
-    with suppress(OSError):  # it is a file, or the job that is at work deletes it
+def _checkpoint_line(path: Path, config: Config) -> dict[str, Any]:
+    nbytes, trouble = 0, trouble_with(path, read=False)
+    with suppress(OSError, ValueError):  # it is a file, or the job that is at work deletes it
         nbytes = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
-    return {"name": path.name, "nbytes": nbytes, "trouble": trouble_with(path, read=False)}
+        trouble = trouble or of_another_run(path, config)
+    return {"name": path.name, "nbytes": nbytes, "trouble": trouble}
 
 
 def _best_checkpoint(path: Path) -> str | None:

@@ -1,6 +1,7 @@
 """Going on from a checkpoint that one member has: it reads, and all others get what it read over MPI."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from hpcvol.torch.staging import broadcast_tensor
 from hpcvol.train import checkpoint
 from hpcvol.train.checkpoint import Checkpoints
 from hpcvol.train.checkpoint_files import MODEL, read_state
+from hpcvol.train.config import Config
+from hpcvol.train.recipe import of_another_run
+
+logger = logging.getLogger("hpcvol")
 
 
 @dataclass(frozen=True)
@@ -31,34 +36,53 @@ class Found:
     name: str
 
 
-def find_newest(group: Group, checkpoints: Checkpoints | None) -> Found | None:
-    """Return the newest whole checkpoint that any member has, None where there is none. Collective.
+def find_newest(group: Group, checkpoints: Checkpoints | None, foreign: Callable[[Path], str | None]) -> Found | None:
+    """Return the newest checkpoint of this run that is whole and that any member has, None where there is none.
+
+    Collective. Those that are skipped are logged by name on the first member, each once.
 
     Args:
         group: the live ranks.
         checkpoints: those that this member can see, None on members that need not look.
+        foreign: says of a whole checkpoint why it is not of this run, None where it is.
 
     Raises:
-        CheckpointError: there are checkpoints and none is whole; the same on every member.
+        CheckpointError: there are checkpoints and none will do; the same on every member.
     """
     mine: tuple[str, Path] | None = None
     trouble: CheckpointError | None = None
     with together(group, "looking for a checkpoint"):
         try:
-            path = checkpoints.newest() if checkpoints is not None else None
+            path = checkpoints.newest(foreign) if checkpoints is not None else None
             mine = None if path is None else (path.name, path)
         except CheckpointError as error:
             trouble = error
-    everybody = group.gather_objects(mine)
-    found = [(int(one[0].removeprefix("step-")), -rank, one[1]) for rank, one in enumerate(everybody) if one]
+    everybody = group.gather_objects((mine, list(checkpoints.skipped.values()) if checkpoints is not None else []))
+    found = [(int(one[0].removeprefix("step-")), -rank, one[1]) for rank, (one, _) in enumerate(everybody) if one]
     if not found:
         with together(group, "looking for a checkpoint"):
             if trouble is not None:
                 raise trouble
         return None
+    if group.rank == 0:
+        for text in dict.fromkeys(text for _, skipped in everybody for text in skipped):
+            logger.warning("skipping a checkpoint: %s", text)
     _, owner, path = max(found)
     where = f" of {group.name_of(-owner)}" if owner != 0 else ""
     return Found(-owner, path, f"{path}{where}")
+
+
+def foreign_to(run: Run, config: Config, path: Path) -> str | None:
+    """Say why the whole checkpoint `path` is not of this run, None where it is. Local.
+
+    Its recipe tells, and the names, shapes and dtypes of its tensors. Other data do not: where the configuration still
+    names the same, somebody has changed what the run learns from, and has to know.
+    """
+    misfit = of_another_run(path, config)
+    if misfit is not None:
+        return misfit
+    misfit = checkpoint.another_model(path, run.model)
+    return f"{path.name} is of another model: {misfit}" if misfit is not None else None
 
 
 def receive_state(group: Group, found: Found) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import logging
 import math
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,9 @@ from hpcvol.train.optimizers import learning_rate_factor
 from hpcvol.train.pace import Pace
 from hpcvol.train.parts import build_model, build_optimizer, load_hook, user_files
 from hpcvol.train.progress import Progress
+from hpcvol.train.recipe import recipe
 from hpcvol.train.report import Report, duration
-from hpcvol.train.resuming import Found, find_newest, load, receive_state, start_from
+from hpcvol.train.resuming import Found, find_newest, foreign_to, load, receive_state, start_from
 from hpcvol.train.run_copies import RunCopies
 from hpcvol.train.run_data import open_data
 from hpcvol.train.run_directory import CHECKPOINTS_NAME, METRICS_NAME
@@ -198,7 +200,7 @@ class Trainer:
 
     def _resume(self) -> Found | None:
         """Go on from the newest checkpoint that is whole; return it, None where there is none. Collective."""
-        found = find_newest(self._group, self._checkpoints)
+        found = find_newest(self._group, self._checkpoints, partial(foreign_to, self.run, self._config))
         if found is None:
             return None
         state = receive_state(self._group, found)
@@ -206,7 +208,8 @@ class Trainer:
             if state["dataset"] != self._data.id:
                 raise CheckpointError(
                     f"{found.name} was trained on dataset {state['dataset']}, and {self._config.data.path} is "
-                    f"{self._data.id}: restore that data, or start over with --fresh"
+                    f"{self._data.id}: restore that data, take the checkpoint away if it is of another run, or start "
+                    "over with --fresh"
                 )
             if self.run.settings.sum == "exact":
                 check_numerics(found.name, state["numerics"], self._numerics)
@@ -343,6 +346,7 @@ class Trainer:
         state = {
             "run": self.run.state(),
             "progress": {**self._progress.state(), "seconds": self._seconds()},
+            "recipe": recipe(self._config),
             "dataset": self._data.id,
             "numerics": self._numerics,
             "best": best,

@@ -15,6 +15,7 @@ from hpcvol.train.checkpoint_files import BEST, MODEL, OPTIMIZER, STATE, checkpo
 from hpcvol.train.completion import SUMMARY_NAME
 from hpcvol.train.config import Config, load_config
 from hpcvol.train.parts import build_model
+from hpcvol.train.recipe import of_another_run
 from hpcvol.train.run_directory import CHECKPOINTS_NAME, CONFIG_NAME, METRICS_NAME, is_at_work
 from hpcvol.train.weights import weights_sha256
 
@@ -83,7 +84,10 @@ def verify_run(path: Path, on_read: OnRead = lambda _nbytes: None) -> Findings:
         if not checkpoint.exists():
             continue  # the job that is at work has deleted it meanwhile
         findings.damaged += damaged
-        whole += [] if damaged else [checkpoint]
+        foreign = None if damaged or config is None else of_another_run(checkpoint, config)
+        if foreign is not None:
+            findings.notes.append(f"{checkpoint}: {foreign}; training does not go on from it")
+        whole += [] if damaged or foreign else [checkpoint]
     for partial in sorted(folder.glob(".*.partial")):
         findings.notes.append(
             f"{partial}: a checkpoint that was never completed; the next one that is written clears it"

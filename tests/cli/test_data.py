@@ -31,6 +31,16 @@ def test_build(tmp_path: Path, table: Path) -> None:
     assert set(dataset.fields) == {"x", "y"}
 
 
+@pytest.mark.parametrize("name", ["03", "1.50", "1e3", "true", "2024-01-01"])
+def test_a_name_that_looks_like_a_number_stays_as_it_was_typed(tmp_path: Path, name: str) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text(f"{name},other\n" + "1,2\n" * 20)
+    arguments = ["data", "build", "csv", str(table), "--out", str(tmp_path / "shards")]
+    result = CliRunner().invoke(app, [*arguments, "--option", f"label={name}", "--option", "shard_nbytes=1e6"])
+    assert result.exit_code == 0, result.stderr
+    assert set(Dataset.open(tmp_path / "shards").fields) == {"x", "y"}
+
+
 def test_a_dataset_is_replaced_only_when_told_so(tmp_path: Path, table: Path) -> None:
     arguments = ["data", "build", "csv", str(table), "--out", str(tmp_path / "shards"), "--option", "delimiter=;"]
     assert CliRunner().invoke(app, arguments).exit_code == 0

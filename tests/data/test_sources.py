@@ -212,7 +212,11 @@ BAD: list[tuple[str, Callable[[Path], list[str]], dict[str, Any], str]] = [
     ("npz", npz(x=np.array([1.0, np.nan])), {}, "row 1: field 'x' has NaN.*non_finite=keep"),
     ("npz", npz(), {}, "holds no arrays"),
     ("npz", npz(x=np.ones(3)), {"shard_nbytez": 3}, "no option 'shard_nbytez'.*Did you mean shard_nbytes"),
-    ("npz", npz(x=np.ones(3)), {"shard_nbytes": "big"}, "shard_nbytes.*expected an integer"),
+    *(
+        ("npz", npz(x=np.ones(3)), {"shard_nbytes": value}, "shard_nbytes.*expected an integer")
+        for value in ("big", "1.5", 1.5, True, "inf", [3])
+    ),
+    ("csv", csv("a,b\n1,2\n"), {"label": 1.5}, "label of kind csv is 1.5, expected a text"),
     ("npz", lambda _folder: ["/nowhere.npz"], {}, "There is no file /nowhere.npz"),
     ("npz", csv("not a zip"), {}, "cannot be read as a .npz"),
     ("npzz", npz(x=np.ones(3)), {}, "Did you mean npz"),

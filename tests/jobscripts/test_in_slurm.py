@@ -6,6 +6,7 @@ Every story is a function, played on a node of its own; several play at a time, 
 
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -104,28 +105,68 @@ def time_limit(project: SlurmProject) -> None:
     assert_whole(project, job)
 
 
+# What a Slurm with accounts answers; this one keeps none, and tells nobody the signal that a job asked for.
+SACCT = """#!/bin/bash
+[ "$*" = "-X -n -P -j $SLURM_JOB_ID -o SubmitLine" ] || exit 1
+echo "sbatch --time 30 --time-min=20 --signal=B:USR1@77 --job-name=my run -d singleton train.sbatch job.toml --set train.log_every_steps=1"
+"""
+SBATCH = """#!/bin/bash
+printf '%s\\n' "$@" >>submitted
+exec {sbatch} "$@"
+"""
+
+
 def requeue_forbidden(project: SlurmProject) -> None:
-    job = in_the_middle(project, "--no-requeue", "--time=30", "--job-name=my run")
+    programs = {"sacct": SACCT, "sbatch": SBATCH.format(sbatch=shutil.which("sbatch"))}
+    with_programs(project, programs)
+    asked_for = {
+        "--time-min=20": ("TimeMin", "00:20:00"),
+        "--nice=7": ("Nice", "7"),
+        "--mail-user=someone": ("MailUser", "someone"),
+        "--mail-type=FAIL": ("MailType", "FAIL"),
+        "--cpus-per-task=2": ("CPUs/Task", "2"),
+        "--ntasks-per-node=1": ("NtasksPerN:B:S:C", "1:0:*:*"),
+        "--no-requeue": ("Requeue", "0"),
+    }
+    job = in_the_middle(
+        project, *asked_for, "--time=30", "--job-name=my run", "--comment=two words", "--error=errors-%j.txt", "--signal=B:USR1@77"
+    )
     notices(project, job)
     project.until_state(job, "COMPLETED")
     new = re.search(r"submitted again as job (\d+)", project.output(job))
     assert new, project.output(job)
     again = project.slurm.show(new[1])
     asked = project.slurm.show(job)
-    for key in ("TimeLimit", "Partition", "NumTasks", "ReqNodeList", "CPUs/Task"):
+    for key in ("Partition", "NumTasks", "ReqNodeList"):
         assert again[key] == asked[key]
+    for key, value in asked_for.values():
+        assert (key, asked[key]) == (key, value)
+        assert (key, again[key]) == (key, value)
     assert again["NumNodes"] in ("1", "1-1")
-    assert "JobName=my run" in project.slurm.command("scontrol", "show", "job", new[1])
+    told = project.slurm.command("scontrol", "show", "job", new[1])
+    for line in ("JobName=my run", "Comment=two words", f"StdErr={project.folder}/errors-{job}.txt"):
+        assert line in told
+    submitted = (project.folder / "submitted").read_text().splitlines()
+    assert [word for word in submitted if word.startswith("--time=")][-1] == "--time=30"
+    assert "--signal=B:USR1@77" in submitted
+    assert f"--dependency=afterany:{job},singleton" in submitted
     assert_whole(project, new[1], restarts=0)
     assert len(resumed_at(project, new[1])) == 1
 
 
+def with_programs(project: SlurmProject, programs: dict[str, str], setting: str = "") -> None:
+    """Let the job find these programs before Slurm's."""
+    folder = project.folder / "bin"
+    folder.mkdir()
+    for name, text in programs.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    site = project.folder / "site.sh"
+    site.write_text(f'{setting or site.read_text()}PATH="{folder}:$PATH"\n')
+
+
 def nothing_goes(project: SlurmProject) -> None:
-    fakes = project.folder / "bin"
-    fakes.mkdir()
-    (fakes / "sbatch").write_text("#!/bin/sh\necho no submitting from here >&2; exit 1\n")
-    (fakes / "sbatch").chmod(0o755)
-    (project.folder / "site.sh").write_text(f'{STUCK}PATH="{fakes}:$PATH"\n')
+    with_programs(project, {"sbatch": "#!/bin/sh\necho no submitting from here >&2; exit 1\n"}, STUCK)
     job = project.submit("--no-requeue", "--time=7", arguments=("--set", "model.args={a=1, b=2}"))
     project.until_output(job, "waiting")
     notices(project, job)

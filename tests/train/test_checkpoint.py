@@ -1,7 +1,6 @@
 """Checkpoints: what is in them, that a killed or damaged one costs no other, and what of another model is refused."""
 
 import json
-import logging
 import os
 import re
 import resource
@@ -25,7 +24,9 @@ from hpcvol.errors import CheckpointError
 from hpcvol.train import checkpoint
 from hpcvol.train.checkpoint import Checkpoints, load_weights
 from hpcvol.train.checkpoint_files import read_state
+from hpcvol.train.describe import describe_run
 from hpcvol.train.snapshot import Snapshot
+from hpcvol.train.verify import verify_run
 
 PERIODIC = ("checkpoint.every_steps=2",)
 
@@ -146,7 +147,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "empty state": lambda folder: os.truncate(folder / "state.json", 0),
     "zeros in state": lambda folder: (folder / "state.json").write_bytes(bytes(100)),
     "no state": lambda folder: (folder / "state.json").unlink(),
-    "another number in state": lambda folder: rewrite(folder / "state.json", '"format": 4', '"format": 4, "more": 1'),
+    "another number in state": lambda folder: rewrite(folder / "state.json", '"format": 5', '"format": 5, "more": 1'),
     "no files in state": lambda folder: rewrite(folder / "state.json", '"files": {', '"files": [], "others": {'),
     "other state": lambda folder: (folder / "state.json").write_text("[]"),
     "nothing": empty,
@@ -155,15 +156,15 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_newest_is_skipped_by_name(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_newest_is_skipped_by_name(tmp_path: Path, damage: str) -> None:
     checkpoints, (model, optimizer) = Checkpoints(tmp_path, keep=3), parts()
     for step in (1, 2):
         checkpoints.write(step, snapshot(model, optimizer), {}, best=False)
     DAMAGE[damage](tmp_path / "step-00000002")
-    with caplog.at_level(logging.WARNING, "hpcvol"):
-        assert checkpoints.newest() == tmp_path / "step-00000001"
-    (record,) = caplog.records
-    assert "step-00000002" in record.getMessage()
+    assert checkpoints.newest() == tmp_path / "step-00000001"
+    ((path, why),) = checkpoints.skipped.items()
+    assert path == tmp_path / "step-00000002"
+    assert "step-00000002" in why
     assert checkpoints.write(2, snapshot(model, optimizer), {}, best=True) == tmp_path / "step-00000002"
     assert checkpoints.newest() == tmp_path / "step-00000002"
 
@@ -173,7 +174,7 @@ def test_none_whole_is_an_error_and_none_at_all_is_not(tmp_path: Path) -> None:
     assert checkpoints.newest() is None
     path = checkpoints.write(1, snapshot(*parts()), {}, best=False)
     flip(path / "optimizer.pt")
-    with pytest.raises(CheckpointError, match=r"no checkpoint is whole: step-00000001/optimizer\.pt .*--fresh"):
+    with pytest.raises(CheckpointError, match=r"whole and of this run: step-00000001/optimizer\.pt .*--fresh"):
         checkpoints.newest()
 
 
@@ -308,10 +309,57 @@ def test_a_checkpoint_of_another_model_is_refused(group: Group, shared_project: 
         project.train("run", "train.steps=4", group=group)
     assert caught.value.everywhere
     for words in (
-        "step-00000002/model.safetensors is of another model",
+        "step-00000002 is of another model",
         "'layers.0.bias' is float32 [24] there and float32 [25] here",
     ):
         assert words in str(caught.value)
+
+
+FOREIGN = {
+    "another model": ("model.args.width=25", "step-00000099 is of another run: model.args.width is 25 there and 24 here"),
+    "another seed": ("train.seed=7", "step-00000099 is of another run: train.seed is 7 there and 0 here"),
+    "another optimizer": ("optimizer.name=sgd", 'optimizer.name is "sgd" there and "adamw" here'),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_foreign_checkpoint_is_skipped_by_name(project: Project, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Whole, valid, newer than all others, and not of this run."""
+    override, words = FOREIGN[kind]
+    assert project.train("other", "train.steps=2", override)
+    assert project.train("run", "train.steps=2", *PERIODIC)
+    foreign = project.checkpoint("run", 99)
+    shutil.copytree(project.checkpoint("other", 2), foreign)
+    assert words in describe_run(project.folder / "run")["checkpoints"][-1]["trouble"]
+    findings = verify_run(project.folder / "run")
+    assert findings.damaged == []
+    assert any(words in note for note in findings.notes)
+    assert project.train("run", "checkpoint.keep=1", *PERIODIC)
+    assert sum(words in record.getMessage() for record in caplog.records) == 1
+    assert project.train("never", *PERIODIC)
+    assert what_decides(project.summary("run")) == what_decides(project.summary("never"))
+    assert project.steps("run") == [6, 99]
+
+
+def test_a_foreign_checkpoint_in_the_way_is_put_aside(project: Project) -> None:
+    assert project.train("other", "train.steps=4", "train.seed=7")
+    assert project.train("run", "train.steps=2", *PERIODIC)
+    shutil.copytree(project.checkpoint("other", 4), project.checkpoint("run", 4))
+    theirs = read_state(project.checkpoint("other", 4))
+    assert project.train("run", "train.steps=4", *PERIODIC)
+    assert project.train("never", "train.steps=4", *PERIODIC)
+    assert what_decides(project.summary("run")) == what_decides(project.summary("never"))
+    assert read_state(project.checkpoint("run", 4)) != theirs
+    assert read_state(project.folder / "run" / "checkpoints" / "step-00000004-foreign") == theirs
+
+
+def test_only_foreign_ones_are_an_error(project: Project) -> None:
+    assert project.train("run", "train.steps=2")
+    assert project.train("other", "train.steps=2", "train.seed=7")
+    shutil.rmtree(project.checkpoint("run", 2))
+    shutil.copytree(project.checkpoint("other", 2), project.checkpoint("run", 2))
+    with pytest.raises(CheckpointError, match="whole and of this run: step-00000002 is of another run: train.seed is 7"):
+        project.train("run", "train.steps=4")
 
 
 def test_another_dataset_is_refused(project: Project, tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_no_host_has_a_whole_one(group: Group, hosts: Group, projects: Project) 
     group.barrier()
     if group.rank < 2:
         (mine.checkpoint("run", 2) / "state.json").unlink()
-    with pytest.raises(CheckpointError, match="no checkpoint is whole: step-00000002") as caught:
+    with pytest.raises(CheckpointError, match="whole and of this run: step-00000002") as caught:
         mine.train("run", *COPIES, group=hosts)
     assert caught.value.everywhere
 

@@ -127,7 +127,8 @@ class RowSource:
         for name, field in self.fields.items():
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise DataError(
-                    f"{where}: field {name!r} has no usable name; expected letters, digits and underscores."
+                    f"{where}: field {name!r} has no usable name; expected letters, digits and underscores, a digit "
+                    "not first: models are called with it as an argument. Rename it there, or leave it out."
                 )
             for added in {f"{name}_length", offsets_name(name)} & set(self.fields) if field.ragged else ():
                 raise DataError(f"Field {added!r} has the name that goes with the ragged field {name!r}; rename one.")
