@@ -184,7 +184,9 @@ def _misfit(stored: Mapping[str, torch.Tensor], model: torch.nn.Module) -> str |
             return f"{name!r} is {there} there and {here} here"
     # Tensors that share memory with a stored one (tied weights) are stored once.
     pointers = {own[name].data_ptr() for name in stored}
-    missing = [name for name in own.keys() - stored.keys() if own[name].numel() and own[name].data_ptr() not in pointers]
+    missing = [
+        name for name in own.keys() - stored.keys() if own[name].numel() and own[name].data_ptr() not in pointers
+    ]
     return f"it lacks {min(missing)!r}, which this model has" if missing else None
 
 

@@ -129,7 +129,13 @@ def requeue_forbidden(project: SlurmProject) -> None:
         "--no-requeue": ("Requeue", "0"),
     }
     job = in_the_middle(
-        project, *asked_for, "--time=30", "--job-name=my run", "--comment=two words", "--error=errors-%j.txt", "--signal=B:USR1@77"
+        project,
+        *asked_for,
+        "--time=30",
+        "--job-name=my run",
+        "--comment=two words",
+        "--error=errors-%j.txt",
+        "--signal=B:USR1@77",
     )
     notices(project, job)
     project.until_state(job, "COMPLETED")

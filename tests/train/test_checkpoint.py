@@ -316,7 +316,10 @@ def test_a_checkpoint_of_another_model_is_refused(group: Group, shared_project: 
 
 
 FOREIGN = {
-    "another model": ("model.args.width=25", "step-00000099 is of another run: model.args.width is 25 there and 24 here"),
+    "another model": (
+        "model.args.width=25",
+        "step-00000099 is of another run: model.args.width is 25 there and 24 here",
+    ),
     "another seed": ("train.seed=7", "step-00000099 is of another run: train.seed is 7 there and 0 here"),
     "another optimizer": ("optimizer.name=sgd", 'optimizer.name is "sgd" there and "adamw" here'),
 }
@@ -358,7 +361,9 @@ def test_only_foreign_ones_are_an_error(project: Project) -> None:
     assert project.train("other", "train.steps=2", "train.seed=7")
     shutil.rmtree(project.checkpoint("run", 2))
     shutil.copytree(project.checkpoint("other", 2), project.checkpoint("run", 2))
-    with pytest.raises(CheckpointError, match="whole and of this run: step-00000002 is of another run: train.seed is 7"):
+    with pytest.raises(
+        CheckpointError, match="whole and of this run: step-00000002 is of another run: train.seed is 7"
+    ):
         project.train("run", "train.steps=4")
 
 
