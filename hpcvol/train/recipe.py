@@ -1,4 +1,4 @@
-"""What a run's weights come from as far as its configuration says it: a checkpoint of another recipe is another run's."""
+"""What the configuration says of where weights come from: a checkpoint of another recipe is of another run."""
 
 import json
 from pathlib import Path

@@ -108,7 +108,7 @@ def time_limit(project: SlurmProject) -> None:
 # What a Slurm with accounts answers; this one keeps none, and tells nobody the signal that a job asked for.
 SACCT = """#!/bin/bash
 [ "$*" = "-X -n -P -j $SLURM_JOB_ID -o SubmitLine" ] || exit 1
-echo "sbatch --time 30 --time-min=20 --signal=B:USR1@77 --job-name=my run -d singleton train.sbatch job.toml --set train.log_every_steps=1"
+echo "sbatch --time 30 --time-min=20 --signal=B:USR1@77 --job-name=my run -d singleton train.sbatch job.toml"
 """
 SBATCH = """#!/bin/bash
 printf '%s\\n' "$@" >>submitted

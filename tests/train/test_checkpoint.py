@@ -362,7 +362,7 @@ def test_only_foreign_ones_are_an_error(project: Project) -> None:
     shutil.rmtree(project.checkpoint("run", 2))
     shutil.copytree(project.checkpoint("other", 2), project.checkpoint("run", 2))
     with pytest.raises(
-        CheckpointError, match="whole and of this run: step-00000002 is of another run: train.seed is 7"
+        CheckpointError, match=r"whole and of this run: step-00000002 is of another run: train\.seed is 7"
     ):
         project.train("run", "train.steps=4")
 
