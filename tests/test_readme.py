@@ -82,6 +82,7 @@ def test_no_command_is_forgotten() -> None:
         "python benchmarks/overlap.py --quick",
         "python benchmarks/startup.py --quick",
         "python benchmarks/scaling.py --quick",
+        "python benchmarks/data_passed.py --quick",
     }
     assert set(commands()) == known
 

@@ -1,11 +1,10 @@
 """Vectors (contiguous 1-D NumPy arrays), and the MPI library's own ways of combining them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy.typing as npt
 
-from hpcvol.comm.calls import Call
 from hpcvol.comm.faults import explain
 from hpcvol.comm.group import Group
 from hpcvol.comm.waiting import Spinning
@@ -45,7 +44,7 @@ def reduce_everywhere(group: Group, vector: Vector, op: Op) -> None:
     communicator, operation = group.communicator, _mpi_op(op)
     blocking = isinstance(group.waiting, Spinning)
 
-    def reduce() -> None:
+    try:
         group.meet()
         for piece in _pieces(vector, ALLREDUCE_PIECE_NBYTES // vector.itemsize):
             if blocking:
@@ -53,29 +52,6 @@ def reduce_everywhere(group: Group, vector: Vector, op: Op) -> None:
             else:
                 request = communicator.Iallreduce(MPI.IN_PLACE, piece, operation)
                 group.waiting.until(request.Test, group.poll)
-
-    _explained(group, reduce)
-
-
-def copy_from_root(group: Group, vector: Vector, root: int) -> None:
-    """Replace `vector` by that of rank `root` on all ranks, by MPI_Bcast. Collective, in place.
-
-    Raises:
-        MismatchError: members are in different calls.
-        MemberError: another member died.
-    """
-
-    def copy() -> None:
-        with group.calling(Call.of("broadcast", vector.dtype, vector.size)):
-            for piece in _pieces(vector, MAX_PIECE_NUMEL):
-                group.communicator.Bcast(piece, root)
-
-    _explained(group, copy)
-
-
-def _explained(group: Group, function: Callable[[], None]) -> None:
-    try:
-        function()
     except Exception as error:
         told = explain(group, error)
         if told is None:

@@ -11,11 +11,13 @@ from hpcvol.durable import create_aside
 from hpcvol.errors import MemberError
 
 
-@pytest.mark.parametrize("nbytes", [0, 1, 99, 100, 101, 1000])
+@pytest.mark.parametrize("nbytes", [0, 1, 99, 100, 101, 300, 1000])
 def test_content_arrives_where_it_is_wanted(
     group: Group, tmp_path: Path, nbytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "PIECE_NBYTES", 100)
+    monkeypatch.setattr(files, "PIECE_NBYTES", 10)
+    monkeypatch.setattr(files, "PORTION_NBYTES", 300)
+    monkeypatch.setattr(files, "SYNC_NBYTES", 50)
     root = group.size - 1
     content = random.Random(nbytes).randbytes(nbytes)
     source, target = tmp_path / "source", tmp_path / "target"
