@@ -6,8 +6,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from queue import Empty, Queue
 from typing import IO, Any
@@ -75,9 +76,10 @@ class _Agents:
     def __init__(self, commands: Iterable[Sequence[str]]) -> None:
         self._commands = commands
         self._processes: list[subprocess.Popen[str]] = []
-        self._lines: Queue[str] = Queue()
-        self._heard: list[dict[str, Any]] = []
+        self._lines: Queue[tuple[subprocess.Popen[str], str]] = Queue()
+        self._heard: list[tuple[subprocess.Popen[str], dict[str, Any]]] = []
         self._complaints: list[str] = []
+        self._readers: list[threading.Thread] = []
 
     def __enter__(self) -> "_Agents":
         for command in self._commands:
@@ -96,8 +98,8 @@ class _Agents:
                 self._complaints.append(f"{command[0]}: {error.strerror}")
                 continue
             self._processes.append(process)
-            threading.Thread(target=self._read, args=(process.stdout, self._lines.put), daemon=True).start()
-            threading.Thread(target=self._read, args=(process.stderr, self._complaints.append), daemon=True).start()
+            self._start_reader(process.stdout, partial(self._hear, process))
+            self._start_reader(process.stderr, self._complaints.append)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -116,6 +118,8 @@ class _Agents:
                     process.wait(1)
             end(process)
             process.wait()
+        for reader in self._readers:
+            reader.join(1)  # longer only where something that was started holds the pipe
 
     def tell(self, line: Any) -> None:
         """Send one line to every agent."""
@@ -126,30 +130,44 @@ class _Agents:
                 process.stdin.flush()
 
     def collect(self, key: str, number: int, seconds: float) -> list[dict[str, Any]]:
-        """Return the lines that have `key`: `number` of them, or those that have come after `seconds`."""
+        """Return the lines that have `key`: `number` of them, or fewer when `seconds` are over or nobody is left to ask."""
         until = time.monotonic() + seconds
         while len(self._said(key)) < number and (left := until - time.monotonic()) > 0:
             try:
-                text = self._lines.get(timeout=min(left, 0.2))
+                process, text = self._lines.get(timeout=min(left, 0.2))
             except Empty:
-                if all(process.poll() is not None for process in self._processes) and self._lines.empty():
+                if not any(self._may_say(key, process) for process in self._processes):
                     break
                 continue
-            self._heard += json_lines(text)
+            self._heard += [(process, line) for line in json_lines(text)]
         return self._said(key)
 
     def _said(self, key: str) -> list[dict[str, Any]]:
-        return [line for line in self._heard if key in line]
+        return [line for _, line in self._heard if key in line]
+
+    def _may_say(self, key: str, process: "subprocess.Popen[str]") -> bool:
+        """Whether a line with `key` may still come from `process`: one of several is one host's, a single one srun."""
+        has_said = any(process is one and key in line for one, line in self._heard)
+        return process.poll() is None and (len(self._processes) == 1 or not has_said)
 
     def complaints(self) -> str:
         """Return what the agents and their launcher wrote to standard error, shortened."""
         return " ".join(line.strip() for line in self._complaints if line.strip())[-300:]
 
-    @staticmethod
-    def _read(stream: "IO[str] | None", take: Any) -> None:
-        with suppress(OSError, ValueError):
-            for line in stream or ():
-                take(line)
+    def _hear(self, process: "subprocess.Popen[str]", line: str) -> None:
+        self._lines.put((process, line))
+
+    def _start_reader(self, stream: "IO[str] | None", take: Callable[[str], None]) -> None:
+        assert stream is not None
+        reader = threading.Thread(target=_read, args=(stream, take), daemon=True)
+        reader.start()
+        self._readers.append(reader)
+
+
+def _read(stream: IO[str], take: Callable[[str], None]) -> None:
+    with suppress(OSError, ValueError), stream:
+        for line in stream:
+            take(line)
 
 
 def _hosts_of_job() -> list[str]:
