@@ -4,13 +4,14 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
 
 def samples() -> Iterator[dict[str, NDArray[np.float32] | np.int64]]:
     """Yield each image as `x`: float32[64] in 0..1, and what it shows as `y`: int64."""
+    from sklearn.datasets import load_digits  # takes seconds, and training does not need it once the dataset is built
+
     images, labels = load_digits(return_X_y=True)
     for image, label in zip(images, labels, strict=True):
         yield {"x": (image / 16).astype(np.float32), "y": np.int64(label)}

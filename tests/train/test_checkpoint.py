@@ -199,7 +199,7 @@ def test_damaged_ones_do_not_push_out_whole_ones(project: Project, caplog: pytes
 KILLER = """
 import os, signal, sys
 from pathlib import Path
-import safetensors.torch, sklearn.datasets, torch, torch._dynamo  # imported once, for all children
+import safetensors.torch, torch, torch._dynamo  # imported once, for all children
 from hpcvol import Trainer, load_config
 
 def strike(real, moment):
