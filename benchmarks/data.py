@@ -145,7 +145,7 @@ def main() -> None:
     torch.set_num_threads(1)
     folder = Path(tempfile.mkdtemp(prefix="hpcvol-benchmark-"))
     try:
-        nbytes, rounds = (1 << 27, 8) if options.quick else (1 << 29, 40)
+        nbytes, rounds = (1 << 25, 2) if options.quick else (1 << 29, 40)
         rows = [row for case in CASES for row in compare(case, folder, nbytes, rounds)]
     finally:
         shutil.rmtree(folder)

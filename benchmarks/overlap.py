@@ -46,7 +46,7 @@ from hpcvol.torch.samples import open_samples
 
 LAB = Path(__file__).resolve().parent.parent / "tests" / "lab"
 SLOW, FAST, DELAY = 200e6, 1e9, 0.001  # bit/s, bit/s, s
-LAYERS, WIDTH, TOKENS, UNIT_SIZE = 16, 512, 128, 8
+LAYERS, QUICK_LAYERS, WIDTH, TOKENS, UNIT_SIZE = 16, 6, 512, 128, 8
 LIMIT_SECONDS = 1500.0
 
 Seconds = dict[str, list[float]]
@@ -55,9 +55,9 @@ Seconds = dict[str, list[float]]
 class Layers(nn.Module):
     """Layers of 1 MiB each; the number of tokens decides how long each computes."""
 
-    def __init__(self) -> None:
+    def __init__(self, number: int) -> None:
         super().__init__()
-        layers = [part for _ in range(LAYERS) for part in (nn.Linear(WIDTH, WIDTH, bias=False), nn.Tanh())]
+        layers = [part for _ in range(number) for part in (nn.Linear(WIDTH, WIDTH, bias=False), nn.Tanh())]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -71,17 +71,17 @@ class Case:
     Args:
         kind: "float" or "exact".
         units: how many a rank computes in a step.
-        bucket_nbytes: as `comm.bucket_nbytes`.
+        options: of the command line.
         group: all ranks.
     """
 
-    def __init__(self, kind: str, units: int, bucket_nbytes: int, group: Group) -> None:
+    def __init__(self, kind: str, units: int, options: argparse.Namespace, group: Group) -> None:
         torch.manual_seed(0)
-        model = Layers()
+        model = Layers(QUICK_LAYERS if options.quick else LAYERS)
         batch = units * UNIT_SIZE * group.size
         data = TensorDataset(torch.randn(2 * batch, TOKENS, WIDTH), torch.zeros(2 * batch))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-        settings = Settings(batch, UNIT_SIZE, sum=kind, bucket_nbytes=bucket_nbytes)
+        settings = Settings(batch, UNIT_SIZE, sum=kind, bucket_nbytes=options.bucket_nbytes)
         self.name = f"{kind}, {units} unit{'s'[: units > 1]}"
         self.numel = sum(parameter.numel() for parameter in model.parameters())
         self.backward_seconds = 0.0
@@ -131,8 +131,9 @@ def slowest(group: Group, seconds: list[float]) -> list[float]:
     return [max(times) for times in zip(*group.gather_objects(seconds), strict=True)]
 
 
-def sent_nbytes() -> int:
-    """Return what this host has put on its network so far."""
+def sent_nbytes(group: Group) -> int:
+    """Return what this host has put on its network so far. Collective: what was sent before has left it, and arrived."""
+    group.barrier()
     return int(psutil.net_io_counters(pernic=True)["eth0"].bytes_sent)
 
 
@@ -143,7 +144,7 @@ def measure(case: Case, rounds: int, count: int, group: Group) -> list[Row]:
     for turn in range(rounds + 1):
         times: Seconds = {name: [] for name in seconds}
         for name in ("overlapped", "communication", "after_backward"):
-            before = sent_nbytes()
+            before = sent_nbytes(group)
             for _ in range(count):
                 if name == "overlapped":
                     times[name].append(case.step())
@@ -153,7 +154,7 @@ def measure(case: Case, rounds: int, count: int, group: Group) -> list[Row]:
                     with buckets_kept_back():
                         times[name].append(case.step())
                     times["backward"].append(case.backward_seconds)
-            sent[name] += (sent_nbytes() - before) * bool(turn)
+            sent[name] += (sent_nbytes(group) - before) * bool(turn)
         if turn:  # the first round warms up, and probes
             seconds = {name: seconds[name] + slowest(group, times[name]) for name in seconds}
     median = {name: float(np.median(of_name)) for name, of_name in seconds.items()}
@@ -180,7 +181,7 @@ def overlap(options: argparse.Namespace, group: Group) -> list[Row]:
     rows = []
     for kind in ("float", "exact"):
         for units in (1, 4):
-            case = Case(kind, units, options.bucket_nbytes, group)
+            case = Case(kind, units, options, group)
             rows += measure(case, *((1, 2) if options.quick else (8, 3)), group)
             case.close()
     return rows
@@ -190,7 +191,7 @@ def sums(options: argparse.Namespace, group: Group) -> list[Row]:
     """Measure steps of both sums in turn on the fast network."""
     rows = []
     for units in (1, 4):
-        cases = {kind: Case(kind, units, options.bucket_nbytes, group) for kind in ("float", "exact")}
+        cases = {kind: Case(kind, units, options, group) for kind in ("float", "exact")}
         seconds: Seconds = {kind: [] for kind in cases}
         for turn in range(3 if options.quick else 16):
             for kind, case in cases.items():

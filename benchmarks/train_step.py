@@ -41,7 +41,7 @@ from hpcvol.train.config import Config
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "gpt.toml"
 NUM_SEQUENCES = 4096
-WIDE_WIDTH = 2048
+WIDE_WIDTH, QUICK_WIDTH = 2048, 512
 LESS_WORK = 10
 CONTENDERS = ("one_rank", "no_sync", "hpcvol_float", "hpcvol_exact", "ddp_gloo")
 
@@ -62,15 +62,16 @@ class Tokens(TensorDataset):
 class Wide(nn.Module):
     """Many parameters, each used for the first so many positions of a sequence."""
 
-    def __init__(self, positions: int) -> None:
+    def __init__(self, width: int, positions: int) -> None:
         super().__init__()
+        self.width = width
         self.positions = positions
-        self.layers = nn.Sequential(*(nn.Linear(WIDE_WIDTH, WIDE_WIDTH, bias=False) for _ in range(8)))
+        self.layers = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(8)))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return some loss."""
         x = tokens[:, : self.positions].reshape(-1, 1).float() / 256
-        return self.layers(x.expand(-1, WIDE_WIDTH)).square().mean()  # type: ignore[no-any-return]
+        return self.layers(x.expand(-1, self.width)).square().mean()  # type: ignore[no-any-return]
 
 
 def optimizer_of(config: Config, model: nn.Module) -> torch.optim.Optimizer:
@@ -175,17 +176,17 @@ def peak_nbytes() -> Iterator[int]:
     yield field("status", "VmHWM:") - counted_elsewhere()
 
 
-def memory_a_parameter(contender: str, config: Config, group: Group) -> float:
+def memory_a_parameter(contender: str, config: Config, width: int, group: Group) -> float:
     """Return the peak of the process above its size before, in bytes a parameter, over three steps."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # memory that an earlier contender freed must not be used again unseen
     sizes = peak_nbytes()
     before = next(sizes)
-    step = stepper(contender, config, lambda: Wide(1), group)
+    step = stepper(contender, config, lambda: Wide(width, 1), group)
     for _ in range(3):
         step()
     after = next(sizes)
-    return max(group.gather_objects((after - before) / (8 * WIDE_WIDTH**2)))
+    return max(group.gather_objects((after - before) / (8 * width**2)))
 
 
 def main() -> None:
@@ -197,10 +198,11 @@ def main() -> None:
     config = hpcvol.load_config(EXAMPLE)
     build = load_callable(config.model.build, config.folder)
     less = config.model.args["context"] // LESS_WORK
-    gpt = steps_of(config, lambda: build(**config.model.args), (3, 3) if options.quick else (20, 5), group)
-    wide = steps_of(config, lambda: Wide(less), (1, 2) if options.quick else (8, 3), group)
+    width = QUICK_WIDTH if options.quick else WIDE_WIDTH
+    gpt = steps_of(config, lambda: build(**config.model.args), (1, 3) if options.quick else (20, 5), group)
+    wide = steps_of(config, lambda: Wide(width, less), (1, 2) if options.quick else (8, 3), group)
     # After the timing: by now everybody's libraries are loaded, which is no cost a parameter.
-    memory = {name: memory_a_parameter(name, config, group) for name in CONTENDERS}
+    memory = {name: memory_a_parameter(name, config, width, group) for name in CONTENDERS}
     if group.rank == 0:
         found = [*rows("gpt", config, group.size, gpt, memory), *rows("wide", config, group.size, wide, {})]
         publish("train_step", found, options.json)
