@@ -16,9 +16,10 @@ NO_TESTS_COLLECTED = 5  # by pytest; one of the two runs may have nothing to do
 # What the suite's time goes to is shown at its end.
 SLOWEST = ("--durations=40", "--durations-min=2")
 
-# Four ranks on two cores: one thread each.
-VARIABLES = {"OMP_NUM_THREADS": "1"}
-
+VARIABLES = {
+    "OMP_NUM_THREADS": "1",  # four ranks on two cores: one thread each
+    "PYTHONDONTWRITEBYTECODE": "",  # of the hundreds of processes, not each compiles the same sources
+}
 
 SHARED_MEMORY = Path("/dev/shm")
 

@@ -108,6 +108,9 @@ def test_ranks_that_wait_for_one_that_failed_end_with_stacks(run_tests: RunTests
     outcome = run_tests(
         2,
         """
+        import hang_watch
+        hang_watch.PATIENCE_SECONDS = 2.0
+
         def test_left_alone(group):
             assert group.rank == 0, "rank 1 is out"
             if group.size > 1:

@@ -1,7 +1,8 @@
 """`jobscripts/train.sbatch` as a user submits it, in a real Slurm: whatever happens to the job, the run ends with the
 weights of a run that was left alone.
 
-Every story is a function, played on a node of its own; several play at a time, since most of each is waiting for Slurm.
+Every story is a function, played on a node of its own, or on hosts and in a Slurm of its own; several play at a time,
+since most of each is waiting for Slurm.
 """
 
 import re
@@ -23,7 +24,8 @@ from hpcvol.comm.launch import loaded_library
 from hpcvol.comm.launcher import MPICH, vendor_of
 
 Story = Callable[[SlurmProject], None]
-AT_ONCE = 3
+Undisturbed = Callable[[int], str]
+AT_ONCE = 4
 LIMIT_SECONDS = 280
 pytestmark = pytest.mark.limit_seconds(LIMIT_SECONDS + 20)
 
@@ -320,6 +322,40 @@ def failure(project: SlurmProject) -> None:
     assert "train.sbatch: training failed" in said
 
 
+def two_nodes_on_two_hosts(folder: Path, undisturbed: Undisturbed) -> None:
+    hosts_are_needed()
+    with virtual_hosts(2) as hosts, throwaway_slurm(hosts=hosts) as slurm:
+        project = make_project(folder, slurm, None, undisturbed)
+        project.pace(0.1)
+        job = project.submit("-N", "2", "--ntasks-per-node=1")
+        project.until_step(job, 5)
+        notices(project, job)
+        assert_whole(project, job, restarts=1)
+        assert project.summary()["ranks"] == 2
+        assert project.slurm.show(job)["NumNodes"] == "2"
+        assert resumed_at(project, job)[0] >= 5
+        assert project.step() == STEPS
+        assert all(one.sent_nbytes > 10_000 for one in hosts.traffic().values())
+
+
+def a_node_loses_power(folder: Path, undisturbed: Undisturbed) -> None:
+    """mpiexec ends before Slurm has noticed; the job goes on, on the nodes that are left."""
+    hosts_are_needed()
+    with virtual_hosts(3) as hosts, throwaway_slurm(hosts=hosts) as slurm:
+        project = make_project(folder, slurm, None, undisturbed)
+        project.pace(0.3)
+        job = project.submit("-N", "2", "--ntasks-per-node=1")
+        project.until_step(job, 5)
+        assert slurm.show(job)["NodeList"] == "h[0-1]"
+        assert hosts.power_off("h1")
+        assert_whole(project, job, restarts=1)
+        assert slurm.show(job)["NodeList"] == "h[0,2]"
+        assert "train.sbatch: a node does not answer" in project.output(job)
+        (step,) = resumed_at(project, job)
+        assert step in range(4, STEPS, 4)  # a periodic checkpoint
+
+
+STORIES_ON_HOSTS = (a_node_loses_power, two_nodes_on_two_hosts)
 STORIES: dict[Settings, tuple[Story, ...]] = {
     Settings(): (
         time_limit,
@@ -344,11 +380,11 @@ STORIES: dict[Settings, tuple[Story, ...]] = {
         requeue_is_not_the_sites_default,
     ),
 }
-NAMES = [story.__name__ for stories in STORIES.values() for story in stories]
+NAMES = [story.__name__ for stories in (STORIES_ON_HOSTS, *STORIES.values()) for story in stories]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], str]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     """The weights of a run that was left alone, by seed."""
     project = make_project(tmp_path_factory.mktemp("undisturbed"))
     weights = {}
@@ -361,7 +397,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], str
 
 @pytest.fixture(scope="module")
 def told(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, undisturbed: Callable[[int], str]
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, undisturbed: Undisturbed
 ) -> Iterator[dict[str, Future[None]]]:
     """The stories that are selected, by name, as they play."""
     slurm_is_needed()
@@ -371,6 +407,10 @@ def told(
     with ExitStack() as stack:
         pool = ThreadPoolExecutor(AT_ONCE)
         stack.callback(pool.shutdown, cancel_futures=True)
+        for on_hosts in STORIES_ON_HOSTS:
+            if on_hosts.__name__ in selected:
+                folder = tmp_path_factory.mktemp(on_hosts.__name__)
+                playing[on_hosts.__name__] = pool.submit(on_hosts, folder, undisturbed)
         for settings, stories in STORIES.items():
             chosen = [story for story in stories if story.__name__ in selected]
             if not chosen:
@@ -386,38 +426,3 @@ def told(
 @pytest.mark.parametrize("story", NAMES)
 def test_story(story: str, told: dict[str, Future[None]]) -> None:
     told[story].result(LIMIT_SECONDS)
-
-
-def test_two_nodes_on_two_hosts(tmp_path: Path, undisturbed: Callable[[int], str]) -> None:
-    slurm_is_needed()
-    hosts_are_needed()
-    with virtual_hosts(2) as hosts, throwaway_slurm(hosts=hosts) as slurm:
-        project = make_project(tmp_path, slurm, None, undisturbed)
-        project.pace(0.1)
-        job = project.submit("-N", "2", "--ntasks-per-node=1")
-        project.until_step(job, 5)
-        notices(project, job)
-        assert_whole(project, job, restarts=1)
-        assert project.summary()["ranks"] == 2
-        assert project.slurm.show(job)["NumNodes"] == "2"
-        assert resumed_at(project, job)[0] >= 5
-        assert project.step() == STEPS
-        assert all(one.sent_nbytes > 10_000 for one in hosts.traffic().values())
-
-
-def test_a_node_loses_power(tmp_path: Path, undisturbed: Callable[[int], str]) -> None:
-    """mpiexec ends before Slurm has noticed; the job goes on, on the nodes that are left."""
-    slurm_is_needed()
-    hosts_are_needed()
-    with virtual_hosts(3) as hosts, throwaway_slurm(hosts=hosts) as slurm:
-        project = make_project(tmp_path, slurm, None, undisturbed)
-        project.pace(0.3)
-        job = project.submit("-N", "2", "--ntasks-per-node=1")
-        project.until_step(job, 5)
-        assert slurm.show(job)["NodeList"] == "h[0-1]"
-        assert hosts.power_off("h1")
-        assert_whole(project, job, restarts=1)
-        assert slurm.show(job)["NodeList"] == "h[0,2]"
-        assert "train.sbatch: a node does not answer" in project.output(job)
-        (step,) = resumed_at(project, job)
-        assert step in range(4, STEPS, 4)  # a periodic checkpoint
