@@ -132,7 +132,7 @@ def slowest(group: Group, seconds: list[float]) -> list[float]:
 
 
 def sent_nbytes(group: Group) -> int:
-    """Return what this host has put on its network so far. Collective: what was sent before has left it, and arrived."""
+    """Return what this host has put on its network so far. Collective: all of it has arrived."""
     group.barrier()
     return int(psutil.net_io_counters(pernic=True)["eth0"].bytes_sent)
 

@@ -130,7 +130,7 @@ class _Agents:
                 process.stdin.flush()
 
     def collect(self, key: str, number: int, seconds: float) -> list[dict[str, Any]]:
-        """Return the lines that have `key`: `number` of them, or fewer when `seconds` are over or nobody is left to ask."""
+        """Return the lines that have `key`: `number` of them, or fewer after `seconds` or when none is left to ask."""
         until = time.monotonic() + seconds
         while len(self._said(key)) < number and (left := until - time.monotonic()) > 0:
             try:
