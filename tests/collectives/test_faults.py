@@ -39,12 +39,24 @@ vector = np.ones(1 << 20, np.float32)
 half = np.ones(1 << 19, np.float32)
 if call == "hierarchical":
     world.node = world.part(world.rank // 2)
+
+def pass_on():
+    right, left, theirs = (world.rank + 1) % world.size, (world.rank - 1) % world.size, np.empty_like(half)
+    if world.rank % 2:
+        collectives.receive(world, theirs, left)
+    collectives.send(world, half, right)
+    if not world.rank % 2:
+        collectives.receive(world, theirs, left)
+
 CALLS = {
     "hierarchical": lambda: hierarchical.allreduce(world, vector, "sum", CANDIDATES["ring"].allreduce),
     "reduce_scatter": lambda: collectives.reduce_scatter(world, vector, half[: 1 << 18]),
     "all_gather": lambda: collectives.all_gather(world, half[: 1 << 18], vector),
     "all_to_all": lambda: collectives.all_to_all(world, vector, np.empty_like(vector)),
     "broadcast": lambda: collectives.broadcast(world, vector, VICTIM),
+    "gather": lambda: collectives.gather(world, half[: 1 << 18], vector if world.rank == 0 else None),
+    "scatter": lambda: collectives.scatter(world, vector if world.rank == VICTIM else None, half[: 1 << 18], VICTIM),
+    "send": pass_on,
     "barrier": lambda: collectives.barrier(world),
 }
 for name in ("ring", "recursive_doubling", "halving_doubling", "library"):
@@ -93,6 +105,9 @@ STRIKES = {
     "all_gather": 2,
     "all_to_all": 1,
     "broadcast": 1,
+    "gather": 2,
+    "scatter": 2,
+    "send": 1,
     "barrier": 1,
 }
 
