@@ -5,7 +5,7 @@
 
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ("ranks_in_step", "launched", "lab", "built_wheel")
+pytest_plugins = ("ranks_in_step", "launched", "without_mpi", "lab", "built_wheel")
 
 # The same examples on every rank and in every run. A group is made once a test, not once an example: that is meant.
 settings.register_profile(

@@ -1,11 +1,12 @@
 """The harness itself: a failure on one rank fails the run, a hang ends with every rank's stack, ranks stay in step."""
 
 import re
+import sys
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
-from launched import RunRanks
+from launched import RunProgram, RunRanks
 
 HARNESS = Path(__file__).parent / "harness"
 
@@ -28,7 +29,7 @@ class RunTests:
         self._folder, self._run_ranks = folder, run_ranks
 
     def __call__(self, num_ranks: int, body: str) -> Outcome:
-        (self._folder / "conftest.py").write_text('pytest_plugins = ["ranks_in_step"]\n')
+        (self._folder / "conftest.py").write_text('pytest_plugins = ["ranks_in_step", "without_mpi"]\n')
         (self._folder / "test_it.py").write_text("import os, pytest, time\n" + dedent(body))
         (self._folder / "pytest.ini").write_text("[pytest]\n")
         pytest_there = ["-m", "pytest", "-p", "no:cacheprovider", "--color=no", str(self._folder)]
@@ -180,3 +181,23 @@ def test_ranks_that_collect_different_tests_stop(run_tests: RunTests) -> None:
     )
     assert outcome.status != 0
     assert "rank 1 collected other tests than rank 0" in outcome.stdout + outcome.stderr
+
+
+def test_a_test_that_takes_ranks_is_not_one_without_mpi(run_tests: RunTests) -> None:
+    outcome = run_tests(
+        1,
+        """
+        @pytest.mark.without_mpi
+        def test_body(group):
+            group.barrier()
+        """,
+    )
+    assert outcome.status != 0
+    assert "test_body[1ranks] is marked without_mpi and takes ranks: group" in outcome.stdout + outcome.stderr
+
+
+@pytest.mark.without_mpi
+def test_what_a_test_without_mpi_starts_finds_none(run_program: RunProgram) -> None:
+    ended = run_program([sys.executable, "-c", "from hpcvol.comm import start; start()"])
+    assert ended.returncode == 1
+    assert "no MPI library found" in ended.stderr

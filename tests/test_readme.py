@@ -110,7 +110,7 @@ def test_make_train(data: Path, tmp_path: Path, run_program: RunProgram) -> None
 
 
 def test_make_test_runs_this_suite_with_both_libraries() -> None:
-    assert [line[1:] for line in make_recipe("test")] == [["tests/run.py"], ["tests/run.py"]]
+    assert [line[1:] for line in make_recipe("test")] == [["tests/run.py"], ["tests/run.py", "-m", "not without_mpi"]]
 
 
 def test_hpcvol_train_and_the_same_under_mpiexec(demo: Path, run_program: RunProgram) -> None:
@@ -124,7 +124,12 @@ def test_hpcvol_train_and_the_same_under_mpiexec(demo: Path, run_program: RunPro
     assert "complete: 2 steps" in result.stdout
 
 
-@pytest.mark.parametrize("name", ["data", "data_cold", "data_peers", "dataloader", "train_step", "startup"])
+OF_DATA = [
+    pytest.param(name, marks=pytest.mark.without_mpi) for name in ("data", "data_cold", "data_peers", "dataloader")
+]
+
+
+@pytest.mark.parametrize("name", [*OF_DATA, "train_step", "startup"])
 def test_benchmarks(name: str, tmp_path: Path, run_program: RunProgram) -> None:
     json_file = tmp_path / "rows.json"
     argv = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--quick", "--json", str(json_file)]

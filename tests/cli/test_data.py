@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 from hpcvol.cli.main import app
 from hpcvol.data import Dataset
 
+pytestmark = pytest.mark.without_mpi
+
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:

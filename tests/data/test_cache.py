@@ -19,6 +19,8 @@ from hpcvol.data.cached import CachedSplit
 from hpcvol.data.windowed import WindowedOrder
 from hpcvol.errors import DataError
 
+pytestmark = pytest.mark.without_mpi
+
 NUM_ROWS = 2000
 
 

@@ -14,6 +14,8 @@ from hpcvol.data import Dataset, build_dataset
 from hpcvol.data.manifest import BLOCK_NBYTES
 from hpcvol.errors import DataError
 
+pytestmark = pytest.mark.without_mpi
+
 ROW = 1000
 NUM_ROWS = 4200
 

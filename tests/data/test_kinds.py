@@ -17,6 +17,8 @@ from hpcvol.data import Dataset, build_dataset
 from hpcvol.data.images import CenterCrop, RandomCrop
 from hpcvol.errors import ConfigError, DataError, HpcvolError
 
+pytestmark = pytest.mark.without_mpi
+
 ALL = "train=1"
 
 

@@ -14,6 +14,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+pytestmark = pytest.mark.without_mpi
+
 ROW_NBYTES = 40_000
 LARGE_ROWS = 2500  # 100 MB
 SMALL_ROWS = 400

@@ -12,6 +12,8 @@ from hpcvol.data import Dataset, build_dataset, mix
 from hpcvol.data.mixing import MixedOrder
 from hpcvol.errors import DataError
 
+pytestmark = pytest.mark.without_mpi
+
 PARTS = st.lists(st.tuples(st.integers(1, 40), st.floats(0.05, 4).filter(lambda w: w > 0)), min_size=1, max_size=4)
 
 

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from hpcvol.data import order
 from hpcvol.errors import DataError
 
+pytestmark = pytest.mark.without_mpi
+
 
 @given(st.integers(1, 2000), st.integers(0, 2**63 - 1), st.integers(0, 2**40))
 def test_an_epoch_visits_every_sample_once(num_samples: int, seed: int, epoch: int) -> None:

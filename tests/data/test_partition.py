@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 from hpcvol.data.partition import DEFAULT, WINDOW_ROWS, assign_name, assign_rows, parse_split
 from hpcvol.errors import ConfigError
 
+pytestmark = pytest.mark.without_mpi
+
 
 def test_parse_split() -> None:
     assert parse_split(DEFAULT) == {"train": 0.9, "val": 0.05, "test": 0.05}

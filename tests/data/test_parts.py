@@ -13,6 +13,8 @@ import pytest
 from hpcvol.data import Dataset, build_dataset
 from hpcvol.errors import DataError
 
+pytestmark = pytest.mark.without_mpi
+
 OPTIONS = {"shard_nbytes": 20_000}
 
 BUILD = """

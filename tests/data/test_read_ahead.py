@@ -11,6 +11,8 @@ from patience import until
 
 from hpcvol.data.read_ahead import ReadAhead
 
+pytestmark = pytest.mark.without_mpi
+
 PAGE = mmap.PAGESIZE
 
 

@@ -12,6 +12,8 @@ from hpcvol.data import Dataset, build_dataset, order
 from hpcvol.errors import DataError
 from hpcvol.kernels import gather, permutation
 
+pytestmark = pytest.mark.without_mpi
+
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:

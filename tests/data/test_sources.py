@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from hpcvol.data import Dataset, build_dataset
 from hpcvol.errors import ConfigError, DataError, HpcvolError
 
+pytestmark = pytest.mark.without_mpi
+
 Columns = dict[str, NDArray[Any]]
 
 

@@ -12,6 +12,8 @@ from hpcvol.data.manifest import BLOCK_NBYTES, read_manifest
 from hpcvol.data.verify import Damage, unlisted_files, verify_dataset
 from hpcvol.errors import DataError
 
+pytestmark = pytest.mark.without_mpi
+
 ROW = 1000
 NUM_ROWS = 4200
 

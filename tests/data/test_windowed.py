@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from hpcvol.data.windowed import WindowedOrder
 from hpcvol.errors import DataError
 
+pytestmark = pytest.mark.without_mpi
+
 SHARDS = st.lists(st.integers(1, 30), min_size=1, max_size=12)
 
 

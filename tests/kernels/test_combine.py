@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from hpcvol.kernels import direct
 from hpcvol.kernels.combine import KINDS, MAX, MEAN, MIN, PRODUCT, SUM, combine
 
+pytestmark = pytest.mark.without_mpi
+
 DTYPES: dict[str, Any] = {name: np.dtype(name) for name in KINDS if name != "bfloat16"}
 DTYPES["bfloat16"] = np.dtype(ml_dtypes.bfloat16)
 OPS = (SUM, MEAN, MIN, MAX, PRODUCT)

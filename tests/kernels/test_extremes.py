@@ -9,6 +9,8 @@ import pytest
 
 from hpcvol.kernels import extremes
 
+pytestmark = pytest.mark.without_mpi
+
 INFINITY = {"float32": 0x7F800000, "float64": 0x7FF0000000000000, "float16": 0x7C00, "bfloat16": 0x7F80}
 FORMATS = [np.dtype(t) for t in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)]
 by_format = pytest.mark.parametrize("dtype", FORMATS, ids=lambda dtype: dtype.name)

@@ -24,6 +24,8 @@ from hpcvol.kernels.fixed_point import (
     sum_of_squares,
 )
 
+pytestmark = pytest.mark.without_mpi
+
 SIZES = [0, 1, 7, 8, 9, 997]
 FLOATS: list[type[np.floating]] = [np.float32, np.float64]
 LARGEST = 2**62

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from hpcvol.kernels.gather import bucket_table, first_outside, gather_ragged, gather_rows, unchecked_blocks
 
+pytestmark = pytest.mark.without_mpi
+
 
 def regions(
     rng: np.random.Generator, rows: list[int], row_nbytes: int

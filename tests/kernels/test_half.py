@@ -9,6 +9,8 @@ import pytest
 
 from hpcvol.kernels import half
 
+pytestmark = pytest.mark.without_mpi
+
 FORMATS = [np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16)]
 by_format = pytest.mark.parametrize("dtype", FORMATS, ids=lambda dtype: dtype.name)
 

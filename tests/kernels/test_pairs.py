@@ -7,6 +7,8 @@ import pytest
 from hpcvol.kernels.combine import MAX, MIN, PRODUCT, SUM
 from hpcvol.kernels.pairs import PAIR
 
+pytestmark = pytest.mark.without_mpi
+
 DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), **{name: np.dtype(name) for name in PAIR if name != "bfloat16"}}
 UFUNCS = {SUM: np.add, MIN: np.minimum, MAX: np.maximum, PRODUCT: np.multiply}
 

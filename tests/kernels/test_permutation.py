@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from hpcvol.kernels.permutation import NUM_ROUNDS, permute, round_keys
 
+pytestmark = pytest.mark.without_mpi
+
 
 def hash32(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     low = np.uint64(0xFFFFFFFF)
