@@ -1,1 +1,1 @@
-"""Who is in the run and who does what: units, the bag, dealing, commit."""
+"""Who is in the run and who does what: membership, views, dealing of units, commit, ledger."""
