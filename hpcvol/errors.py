@@ -41,5 +41,9 @@ class MemberError(HpcvolError):
     """Another member of the run failed; the message names it and repeats its words."""
 
 
+class LostMemberError(MemberError):
+    """Another member has died, or can no longer be reached."""
+
+
 class MismatchError(CommError):
     """Members called different collectives, or with other lengths, dtypes or operations; shows both sides."""

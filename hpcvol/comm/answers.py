@@ -12,7 +12,7 @@ from hpcvol.comm.failures import enumerate_names
 from hpcvol.comm.peers import Peers
 from hpcvol.comm.stacks import all_stacks, force_stacks, main_stack, site
 from hpcvol.comm.status_service import Message
-from hpcvol.errors import HpcvolError, MemberError, MismatchError
+from hpcvol.errors import HpcvolError, LostMemberError, MismatchError
 
 # Over which processor time is told.
 _SHARE_SECONDS = 5.0
@@ -104,7 +104,7 @@ class Answers:
     def _take_error(self, question: Message) -> Message:
         calls = _calls_of(question["group"])
         if calls is not None:
-            kind = MismatchError if question["kind"] == "MismatchError" else MemberError
+            kind = MismatchError if question["kind"] == "MismatchError" else LostMemberError
             error = kind(question["error"], everywhere=True, speaker=question["speaker"])
             self._fail(calls, question["sequence"], error)
         return {}

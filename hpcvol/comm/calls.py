@@ -50,6 +50,7 @@ NAMES = (
     "choose_algorithm",
     "exit",
     "compare_clocks",
+    "agree",
 )
 DTYPES = ("", "float32", "float64", "float16", "bfloat16", "int32", "int64", "uint8")
 OPS = ("", "sum", "mean", "min", "max", "product")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from hpcvol.errors import CommError, MemberError, MismatchError
+from hpcvol.errors import CommError, LostMemberError, MismatchError
 
 if TYPE_CHECKING:
     from hpcvol.comm.calls import Call
@@ -33,9 +33,9 @@ def mismatch(sequence: int, said: Mapping[str, tuple["Call | None", str]], *, sp
     )
 
 
-def died(name: str, waiting: str, *, speaker: int | None = None) -> MemberError:
+def died(name: str, waiting: str, *, speaker: int | None = None) -> LostMemberError:
     """Return the error for a member that is gone; `waiting` says who waits for it in what."""
-    return MemberError(
+    return LostMemberError(
         f"{name} has died while {waiting}: see what it said last, and whether the system killed it for the "
         "memory that it used (dmesg, or the job's accounting)",
         everywhere=True,

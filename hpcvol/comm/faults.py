@@ -1,23 +1,18 @@
 """What becomes of an MPI error: which peer failed, in words, and no other rank left waiting for this one."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from hpcvol import environment
 from hpcvol.comm import failures
 from hpcvol.comm.calls import Call
-from hpcvol.errors import CommError, HpcvolError, MemberError
+from hpcvol.comm.surviving import survives_failures
+from hpcvol.errors import CommError, HpcvolError, LostMemberError
 
 if TYPE_CHECKING:
+    from mpi4py import MPI
+
     from hpcvol.comm.group import Group
-
-# Open MPI tells its ranks by this variable that mpiexec was given `--with-ft ulfm`.
-_TOLERANT = "OMPI_MCA_mpi_ft_enable"
-
-
-def survives_failures() -> bool:
-    """Return whether this MPI was started so that ranks outlive the death of others (ULFM). Local."""
-    return (environment.variable(_TOLERANT) or "0").lower() in ("1", "true", "yes")
-
 
 def explain(group: "Group", error: BaseException) -> HpcvolError | None:
     """Return the error that a user is to see for `error`, which came out of communication; None: as it is. Local.
@@ -26,12 +21,12 @@ def explain(group: "Group", error: BaseException) -> HpcvolError | None:
     """
     from mpi4py import MPI
 
-    if isinstance(error, MemberError):
+    if isinstance(error, LostMemberError):
         revoke(group)
         return None
     if not isinstance(error, MPI.Exception):
         return None
-    if error.Get_error_class() not in _peer_failures():
+    if not tells_of_loss(error):
         return CommError(f"{group.name_of_me}: MPI failed: {error.Get_error_string()}")
     revoke(group)
     dead = _failed(group)
@@ -49,10 +44,24 @@ def revoke(group: "Group") -> None:
             communicator.Revoke()
 
 
-def _peer_failures() -> tuple[int, ...]:
+@contextmanager
+def letting_nobody_wait(communicator: "MPI.Comm") -> Iterator[None]:
+    """Run the body, which communicates over `communicator`; where it fails nobody is left waiting for this rank."""
+    try:
+        yield
+    except BaseException:
+        if survives_failures():
+            communicator.Revoke()
+        raise
+
+
+def tells_of_loss(error: BaseException) -> bool:
+    """Return whether `error` says that a member died, or that another one has found that out. Local."""
     from mpi4py import MPI
 
-    return (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED)
+    if not isinstance(error, MPI.Exception):
+        return isinstance(error, LostMemberError)
+    return error.Get_error_class() in (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED)
 
 
 def _failed(group: "Group") -> list[int]:

@@ -12,7 +12,9 @@ import numpy as np
 from hpcvol.comm import failures
 from hpcvol.comm.calls import Call, Calls
 from hpcvol.comm.carriers import Carriers, find_carriers
-from hpcvol.comm.faults import explain
+from hpcvol.comm.faults import explain, letting_nobody_wait, revoke, tells_of_loss
+from hpcvol.comm.processes import Process
+from hpcvol.comm.surviving import survives_failures
 from hpcvol.comm.waiting import Spinning, Waiting
 from hpcvol.errors import CommError, HpcvolError
 
@@ -59,21 +61,26 @@ class Group:
             member: the id of this process.
             whole: the group that this one is a part of, which closes it.
         """
-        self._communicator: MPI.Comm | None = communicator
+        self._communicator: MPI.Comm | None = None
         self._whole = whole
         self._waiting: Waiting | None = None
+        self._begin(communicator, member)
+
+    def _begin(self, communicator: "MPI.Comm", member: int) -> None:
+        self._communicator = communicator
         self._carriers: Carriers | None = None
         self.rank: int = communicator.Get_rank()
         self.size: int = communicator.Get_size()
-        facts = communicator.allgather((member, socket.gethostname(), secrets.token_hex(4)))
-        self.members: tuple[int, ...] = tuple(member for member, _, _ in facts)
-        self.hosts: tuple[str, ...] = tuple(host for _, host, _ in facts)
-        self._inline_nbytes = _INLINE_NBYTES if self.size <= _MOST_RANKS_INLINE else 0
-        self._mine = np.zeros((_HEAD_NBYTES + self._inline_nbytes) // 8, np.int64)
-        self._all = np.zeros((self.size, self._mine.size), np.int64)
-        self.node: Group = self._split_by_node()
-        self.kept: dict[str, Any] = {}
-        self.calls = Calls(self, facts[0][2])
+        with letting_nobody_wait(communicator):
+            facts = communicator.allgather((member, socket.gethostname(), secrets.token_hex(4)))
+            self.members: tuple[int, ...] = tuple(member for member, _, _ in facts)
+            self.hosts: tuple[str, ...] = tuple(host for _, host, _ in facts)
+            self._inline_nbytes = _INLINE_NBYTES if self.size <= _MOST_RANKS_INLINE else 0
+            self._mine = np.zeros((_HEAD_NBYTES + self._inline_nbytes) // 8, np.int64)
+            self._all = np.zeros((self.size, self._mine.size), np.int64)
+            self.node: Group = self._split_by_node()
+            self.kept: dict[str, Any] = {}
+            self.calls = Calls(self, facts[0][2])
 
     @property
     def communicator(self) -> "MPI.Comm":
@@ -140,6 +147,18 @@ class Group:
         if self._carriers is not None and self._carriers.peers is not None:
             parts.append(self._carriers.peers)
         return [self, *(group for part in parts for group in part._family())]
+
+    @property
+    def processes(self) -> dict[int, Process]:
+        """The processes of the members that share memory with this one, this one's too, by member id. Local."""
+        return dict(zip(self.node.members, self.node.calls.processes, strict=False))
+
+    def abandon(self) -> None:
+        """Let what goes on over this group fail on all ranks, and never use it again. Local."""
+        revoke(self)
+        for group in self._family():
+            group.calls.close()
+        self._communicator = None
 
     @property
     def name_of_me(self) -> str:
@@ -257,6 +276,49 @@ class Group:
         shown: bytes = self._all[rank].tobytes()
         return shown[_HEAD_NBYTES : _HEAD_NBYTES + nbytes]
 
+    def agree(self, ok: bool) -> bool:
+        """Return whether all gave True and nobody has died, the same on all that live.
+
+        Collective over those that live, also after a call of the group has failed. Where ranks cannot outlive others
+        it says what was given: then a death ends the run.
+        """
+        if not survives_failures():
+            return ok
+        call = Call.of("agree")
+        if ok:
+            self.calls.begin(call)
+        flag = np.array([ok], np.int32)
+        try:
+            request = self.communicator.Iagree(flag)
+            if not request.Test():
+                self.waiting.until(request.Test, _go_on_waiting)
+        except Exception as error:
+            if not tells_of_loss(error):
+                raise
+            return False
+        if ok:
+            self.calls.end()
+        return bool(flag[0])
+
+    def shrink(self) -> None:
+        """Go on with those that live: rank, size and all else change; members keep their ids. Collective over them.
+
+        All that was made for the ranks before, such as parts, splits and shared memory, is of no use any more.
+
+        Raises:
+            LostMemberError: another one died meanwhile; `agree` tells all, and `shrink` can be called again.
+        """
+        member = self.members[self.rank]
+        revoke(self)
+        for group in self._family():
+            group.calls.close()
+        try:
+            self._begin(self.communicator.Shrink(), member)
+        except Exception as error:
+            if not tells_of_loss(error):
+                raise
+            raise failures.died("another member", "members agreed upon who is left") from error
+
     def close(self) -> None:
         """Give the communicator back. Collective. Twice is once; using the group afterwards is an error."""
         if self._communicator is None:
@@ -288,10 +350,13 @@ class Group:
         try:
             if not request.Test():
                 self.waiting.until(request.Test, self.poll)
-        except BaseException:
+        except BaseException as error:
             self.calls.abandoned = True
             _given_up.append((request, memory, self._communicator))
-            raise
+            told = explain(self, error)
+            if told is None:
+                raise
+            raise told from error
 
     def _disagreement(self, fingerprints: list[int]) -> HpcvolError:
         """Return the error for ranks that met in different calls. Collective: all tell each other where they are."""
@@ -309,3 +374,7 @@ class Group:
             return failures.left(who, failures.waiting_in(names, called[waiting[0]], sequence, place), speaker=speaker)
         said = {self.name_of(rank): (one, places[rank]) for rank, one in enumerate(called)}
         return failures.mismatch(sequence, said, speaker=speaker)
+
+
+def _go_on_waiting() -> None:
+    """Whoever has died: MPI takes that into account."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeGuard
 
 from hpcvol.comm import failures
+from hpcvol.comm.surviving import survives_failures
 from hpcvol.errors import HpcvolError
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ def judge(mine: "Progress", seen: Mapping[int, "Row"]) -> Verdict | None:
         seen: what is known of ranks of its group.
     """
     leaves = mine.call is not None and mine.call.name == "exit"  # where the others come too, and say so before
+    if mine.call is not None and mine.call.name == "agree":
+        return None  # what becomes of deaths is agreed upon there
     for rank, row in sorted(seen.items()):
         theirs = row.progress
         called = theirs.called(mine.sequence)
@@ -64,13 +67,16 @@ def trouble(calls: "Calls", here: Callable[[], str]) -> HpcvolError | None:
 
 
 def is_sure(verdict: Verdict | None, calls: "Calls") -> TypeGuard[Verdict]:
-    """Return whether there is a verdict to act on: that somebody died only when it was so for a while. Local."""
+    """Return whether there is a verdict to act on: that somebody died only when it was so for a while. Local.
+
+    Where members outlive a death they act on it at once: nobody ends them.
+    """
     if verdict is None or verdict.kind != "died":
         calls.somebody_died_at = None
         return verdict is not None
     now = time.monotonic()
     calls.somebody_died_at = calls.somebody_died_at or now
-    return now - calls.somebody_died_at > _SURE_SECONDS
+    return survives_failures() or now - calls.somebody_died_at > _SURE_SECONDS
 
 
 def error_for(calls: "Calls", mine: "Progress", verdict: Verdict, seen: Mapping[int, "Row"]) -> HpcvolError:

@@ -25,6 +25,7 @@ from hpcvol.comm.peers import Peer, Peers, in_threads, new_token
 from hpcvol.comm.report import Case, everything, missing_ranks, notice, report
 from hpcvol.comm.stacks import StackFile, main_stack, site
 from hpcvol.comm.status_service import StatusService
+from hpcvol.comm.surviving import survives_failures
 from hpcvol.comm.trouble import Verdict, error_for, is_sure, judge, waiting_ranks
 from hpcvol.errors import HpcvolError
 
@@ -167,7 +168,8 @@ class Watch:
         """Let the call fail here and on the other members of this node that wait in it."""
         calls.place = calls.place or site(main_stack())
         error = error_for(calls, mine, verdict, seen)
-        wait.failed_at, wait.error = time.monotonic(), error
+        if verdict.kind != "died" or not survives_failures():  # MPI lets go of those who wait for a dead member
+            wait.failed_at, wait.error = time.monotonic(), error
         calls.fail(error)
         told = {
             "ask": "fail",

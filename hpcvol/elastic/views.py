@@ -30,27 +30,45 @@ class Views:
         names = os.listdir(self._folder) if self._folder.is_dir() else []
         return max((int(name) for name in names if name.isdigit()), default=0)
 
-    def claim(self, number: int, members: Sequence[int], step: int) -> bool:
-        """Make view `number` that of `members`; return whether it is now theirs. Durable when it returns.
-
-        Only the view after the newest can be claimed, and only once: a file is written aside and linked to its name,
-        which the file system does for one of those who try, over NFS too.
-
-        Args:
-            number: one more than that of the view that the members were in.
-            members: ids of those who are in it.
-            step: the last version that they have committed.
+    def begin(self, members: Sequence[int]) -> int:
+        """Make the next view that of `members`, who have the run directory to themselves; return its number.
 
         Raises:
             OSError: the folder cannot be written.
         """
+        while not self._take(number := self.newest + 1, members):
+            continue
+        return number
+
+    def claim(self, members: Sequence[int]) -> int | None:
+        """Make the next view that of `members`; return its number, None where it is not theirs to make.
+
+        All of them have to be in the newest view: who is not was left behind by it. And each view can be claimed once:
+        a file is written aside and linked to its name, which the file system does for one of those who try, over NFS
+        too. What this returned is on disk.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        newest = self.newest
+        if not set(members) <= set(self.members_of(newest)):
+            return None
+        return newest + 1 if self._take(newest + 1, members) else None
+
+    def members_of(self, number: int) -> tuple[int, ...]:
+        """Return the ids of the members of a view, none of one that was not claimed."""
+        try:
+            view = json.loads((self._folder / f"{number:08}").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return ()
+        return tuple(view["members"])
+
+    def _take(self, number: int, members: Sequence[int]) -> bool:
         self._folder.mkdir(exist_ok=True)
-        if number != self.newest + 1:
-            return False
         path = self._folder / f"{number:08}"
         aside = create_aside(path)
         try:
-            aside.write_text(json.dumps({"members": list(members), "step": step}) + "\n", encoding="utf-8")
+            aside.write_text(json.dumps({"members": list(members)}) + "\n", encoding="utf-8")
             sync(aside)
             try:
                 os.link(aside, path)

@@ -7,13 +7,14 @@ from numpy.typing import NDArray
 
 from hpcvol import tracing
 from hpcvol.collectives import Algorithm, allreduce, check_algorithm, check_name, exact_mean
-from hpcvol.collectives.direct import SharedVector, share
+from hpcvol.collectives.direct import SharedVector
 from hpcvol.comm import Group
 from hpcvol.comm.calls import Call
 from hpcvol.strategies.between import Between
 from hpcvol.strategies.exact_reducers import ExactBetween, NodeExact, PlainExact
 from hpcvol.strategies.float_reducers import FloatsBetween, NodeFloats, PlainFloats
 from hpcvol.strategies.in_turn import InTurn, turns_of
+from hpcvol.strategies.memory import Memory
 from hpcvol.strategies.reducer import BUCKET_NBYTES, Buckets, ExactReducer, FloatReducer
 
 
@@ -53,33 +54,49 @@ class AllReduce:
         with tracing.span("all-reduce max", nbytes=vector.nbytes):
             allreduce(self.group, vector, op="max", algorithm=self.algorithm)
 
-    def floats(self, numel: int, dtype: "np.dtype[Any]", buckets: Buckets) -> FloatReducer:
-        """Return what sums a step's gradients in floating point. Collective."""
+    def floats(self, buckets: Buckets, vector: Memory) -> FloatReducer:
+        """Return what sums a step's gradients in floating point. Collective.
+
+        Args:
+            buckets: elements, from and to, of each.
+            vector: where they lie; its memory does not move.
+        """
         group = self._group_of_gradients()
-        shared = self._shared(group, numel, dtype)
+        shared = self._shared(group, vector)
         if shared is None:
-            return PlainFloats(self.group, self.algorithm, numel, dtype, buckets)
+            return PlainFloats(self.group, self.algorithm, vector.mine, buckets)
         if self._turns is None:
             return NodeFloats(shared)
-        ready = self._shared(group, len(buckets), np.dtype(np.int64))
+        ready = self._shared(group, Memory(len(buckets), np.dtype(np.int64)))
         if ready is None:
-            return PlainFloats(self.group, self.algorithm, numel, dtype, buckets)
+            return PlainFloats(self.group, self.algorithm, vector.mine, buckets)
         return FloatsBetween(shared, Between(self._turns, ready), buckets)
 
-    def exact(self, numel: int, dtype: "np.dtype[Any]", buckets: Buckets) -> ExactReducer:
-        """Return what sums a step's gradients in integers and gives their means in `dtype`. Collective."""
+    def exact(self, buckets: Buckets, totals: Memory, means: Memory) -> ExactReducer:
+        """Return what sums a step's gradients in integers and gives their means. Collective.
+
+        Args:
+            buckets: elements, from and to, of each.
+            totals: int64, where a member's sums lie; the memory does not move, nor that of `means`.
+            means: where the means come to lie.
+        """
         group = self._group_of_gradients()
-        totals = self._shared(group, numel, np.dtype(np.int64))
-        means = self._shared(group, numel, dtype)
-        if totals is None or means is None:
-            return PlainExact(self.group, self.algorithm, numel, dtype, buckets)
-        exact_mean.compile_for(group, dtype)
+        sums, shared = self._shared(group, totals), self._shared(group, means)
+        if sums is None or shared is None:
+            return PlainExact(self.group, self.algorithm, totals.mine, means.mine, buckets)
+        exact_mean.compile_for(group, means.dtype)
         if self._turns is None:
-            return NodeExact(totals, means)
-        ready = self._shared(group, len(buckets), np.dtype(np.int64))
+            return NodeExact(sums, shared)
+        ready = self._shared(group, Memory(len(buckets), np.dtype(np.int64)))
         if ready is None:
-            return PlainExact(self.group, self.algorithm, numel, dtype, buckets)
-        return ExactBetween(totals, means, Between(self._turns, ready), buckets)
+            return PlainExact(self.group, self.algorithm, totals.mine, means.mine, buckets)
+        return ExactBetween(sums, shared, Between(self._turns, ready), buckets)
+
+    def abandon(self) -> None:
+        """Give up what is on its way: a member has died. Local."""
+        if self._turns is not None:
+            self._turns.abandon()
+            self._turns = None
 
     def close(self) -> None:
         """Give up what is still on its way after an error. Local."""
@@ -94,8 +111,7 @@ class AllReduce:
             self._turns = turns_of(self.group)
         return self._turns.group
 
-    def _shared(self, group: Group, numel: int, dtype: "np.dtype[Any]") -> SharedVector | None:
-        if self.algorithm not in ("auto", "hierarchical") or not numel:
+    def _shared(self, group: Group, memory: Memory) -> SharedVector | None:
+        if self.algorithm not in ("auto", "hierarchical") or not memory.numel:
             return None
-        shared = share(group, numel, dtype)
-        return None if group.any(shared is None) else shared
+        return memory.shared_over(group)

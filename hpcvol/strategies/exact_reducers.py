@@ -1,8 +1,6 @@
 """Summing gradients in integers: accumulators stay as they are, and the means are written beside them."""
 
 from functools import partial
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,10 +19,10 @@ class PlainExact:
     """By one all-reduce a bucket, of a copy, at the end: where nodes cannot share memory."""
 
     def __init__(
-        self, group: Group, algorithm: Algorithm, numel: int, dtype: "np.dtype[Any]", buckets: Buckets
+        self, group: Group, algorithm: Algorithm, totals: NDArray[np.int64], means: Vector, buckets: Buckets
     ) -> None:
-        self.totals: NDArray[np.int64] = np.zeros(numel, np.int64)
-        self.means: Vector = np.zeros(numel, dtype)
+        self.totals = totals
+        self.means = means
         self._group = group
         self._algorithm = algorithm
         self._buckets = buckets

@@ -1,9 +1,6 @@
 """Summing gradients in floating point: within a node where they lie, between nodes while others are computed."""
 
 from functools import partial
-from typing import Any
-
-import numpy as np
 
 from hpcvol import tracing
 from hpcvol.collectives import Algorithm, Vector, allreduce
@@ -17,10 +14,8 @@ from hpcvol.strategies.reducer import Buckets
 class PlainFloats:
     """By one all-reduce a bucket, at the end: where nodes cannot share memory, or an algorithm was asked for."""
 
-    def __init__(
-        self, group: Group, algorithm: Algorithm, numel: int, dtype: "np.dtype[Any]", buckets: Buckets
-    ) -> None:
-        self.vector: Vector = np.zeros(numel, dtype)
+    def __init__(self, group: Group, algorithm: Algorithm, vector: Vector, buckets: Buckets) -> None:
+        self.vector = vector
         self._group = group
         self._algorithm = algorithm
         self._buckets = buckets

@@ -5,7 +5,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from weakref import WeakKeyDictionary
 
 from hpcvol.comm import Group, threads_may_communicate
 from hpcvol.comm.waiting import POLL_SECONDS, Sleeping, Spinning
@@ -13,14 +12,14 @@ from hpcvol.errors import CommError
 
 Job = Callable[[], None]
 
-_of_groups: "WeakKeyDictionary[Group, InTurn]" = WeakKeyDictionary()
+_NAME = "turns"
 
 
 def turns_of(group: Group) -> "InTurn":
     """Return the turns of `group`. Collective when first asked for."""
-    turns = _of_groups.get(group)
-    if turns is None:
-        turns = _of_groups[group] = InTurn(group)
+    if _NAME not in group.kept:
+        group.kept[_NAME] = InTurn(group)
+    turns: InTurn = group.kept[_NAME]
     return turns
 
 
@@ -46,7 +45,7 @@ class InTurn:
         self._waiting = _Waiting()
         self.group.waiting = self._waiting
         self._threaded = threads_may_communicate()
-        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()  # None: the end
         self._given = 0
         self._done = 0
         self._changed = threading.Condition()
@@ -66,8 +65,8 @@ class InTurn:
         self._waiting.hurry = True
         try:
             if not self._threaded:
-                while self._done < self._given:
-                    self._run(self._jobs.get())
+                while self._done < self._given and (job := self._jobs.get()) is not None:
+                    self._run(job)
             with self._changed:
                 self._changed.wait_for(lambda: self._done == self._given)
         finally:
@@ -80,9 +79,18 @@ class InTurn:
         if self._done != self._given:
             self._waiting.given_up = True
 
+    def abandon(self) -> None:
+        """Let jobs that are not done fail here and on all ranks, and end the thread. Local; of no use after that."""
+        self._waiting.given_up = True
+        self.group.abandon()
+        if self._thread is not None:
+            self._jobs.put(None)
+            self._thread.join()
+            self._thread = None
+
     def _work(self) -> None:
-        while True:
-            self._run(self._jobs.get())
+        while (job := self._jobs.get()) is not None:
+            self._run(job)
 
     def _run(self, job: Job) -> None:
         try:

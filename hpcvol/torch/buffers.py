@@ -104,10 +104,17 @@ class Buffers:
         """Collective: the step is computed again."""
         self.total.drop()
 
-    def finish(self, weight: int) -> None:
-        """Apply the step's changes once, alike on every member, and make the result the committed value. Collective."""
+    def combine(self, weight: int) -> None:
+        """Find what the step's units changed; `weight` is the step's Σ weight. Collective."""
         if self._averaged:
             self.total.finish(weight)
+
+    def rebuild(self) -> None:
+        """Combine over the members that there are now; units that this one has computed stay. Collective."""
+        self.total.rebuild()
+
+    def finish(self) -> None:
+        """Apply the step's changes once, alike on every member, and make the result the committed value. Local."""
         for index, name in enumerate(self._averaged):
             if self.total.present(index):
                 value = self._committed[name]

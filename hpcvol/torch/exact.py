@@ -39,6 +39,7 @@ from hpcvol.errors import CheckpointError, ModelError
 from hpcvol.kernels import fixed_point
 from hpcvol.kernels.fixed_point import BLOCK_NUMEL, INFINITE, NOT_A_NUMBER, ZERO
 from hpcvol.strategies.allreduce import AllReduce
+from hpcvol.strategies.memory import Memory
 from hpcvol.strategies.reducer import Blocks
 from hpcvol.torch.layout import Layout
 
@@ -71,7 +72,8 @@ class ExactSum:
     """Accumulates the terms of this worker's units, then sums over all workers.
 
     A step is `reset`, `add` for each term of each unit, `push` for each bucket, `agree`, and `finish` if that is true,
-    `drop` if it is not; then `commit`.
+    `drop` if it is not; then `commit`. Up to `commit` nothing that was added is lost: where a member dies in `agree` or
+    `finish`, units that it had are added by others after `rebuild`, every bucket is pushed again, and so on.
 
     Args:
         terms: the tensors, in an order that is the same on every member.
@@ -98,7 +100,8 @@ class ExactSum:
         self._target = target_bits(units_per_step, dtype)
         self._least, self._first = _LEAST_BITS[dtype], _FIRST_BITS[dtype]
         self.layout = Layout.of([term.numel for term in self._terms], strategy.bucket_nbytes // dtype.itemsize)
-        self._reducer = strategy.exact(self.layout.numel, _NUMPY[dtype], self.layout.buckets)
+        self._memory = Memory(self.layout.numel, np.dtype(np.int64)), Memory(self.layout.numel, _NUMPY[dtype])
+        self._reducer = strategy.exact(self.layout.buckets, *self._memory)
         totals, means = torch.from_numpy(self._reducer.totals), torch.from_numpy(self._reducer.means)
         self._on_cpu = device.type == "cpu"
         self._total = totals if self._on_cpu else torch.zeros_like(totals, device=device)
@@ -108,9 +111,15 @@ class ExactSum:
         # First which terms were added to at all (0 or 1), then the blocks' magnitudes; combined by one maximum.
         self._found = np.zeros(len(self._terms) + self._cut.number, np.int32)
         self._used, self._magnitudes = np.split(self._found, [len(self._terms)])
+        # The same of all workers, as agreed upon last.
+        self._used_by_all, self._magnitudes_of_all = self._used, self._magnitudes
         self._history = np.full(self._cut.number, _NONE, np.int32)
         self._use_exponents(self._cut.with_defaults(self._history))
         self.reset()
+
+    def rebuild(self) -> None:
+        """Sum over the members that there are now; what this worker added stays. Collective."""
+        self._reducer = self._strategy.exact(self.layout.buckets, *self._memory)
 
     def reset(self) -> None:
         """Forget every unit of this step."""
@@ -149,26 +158,26 @@ class ExactSum:
         """Find over all ranks whether the step's sums can be used. Collective.
 
         Returns:
-            False when a term overflowed or was coarse: exponents are set to what its maxima ask for, and all units of
-            the step must be added again after `drop`.
+            False when a term overflowed or was coarse: all units of the step must be added again after `drop`, which
+            sets exponents to what the step's maxima ask for.
 
         Raises:
             ModelError: a term is not finite; raised on every member, with the first such name.
         """
-        self._strategy.max(self._found)
-        bad = np.flatnonzero(self._magnitudes >= INFINITE)
+        found = self._found.copy()
+        self._strategy.max(found)
+        self._used_by_all, self._magnitudes_of_all = np.split(found, [len(self._terms)])
+        magnitudes = self._magnitudes_of_all
+        bad = np.flatnonzero(magnitudes >= INFINITE)
         if bad.size:
-            value = math.nan if self._magnitudes[bad[0]] == NOT_A_NUMBER else math.inf
+            value = math.nan if magnitudes[bad[0]] == NOT_A_NUMBER else math.inf
             raise NonFiniteSumError(self._terms[int(self._cut.term_of[bad[0]])].name, value)
-        wanted = self._wanted()
-        if np.array_equal(wanted, self._exponents):
-            return True
-        self._use_exponents(wanted)
-        return False
+        self._wanted_exponents = self._wanted(magnitudes)
+        return np.array_equal(self._wanted_exponents, self._exponents)
 
     def present(self, index: int) -> bool:
         """Whether any unit of any worker added to term `index`; known after `agree`."""
-        return bool(self._used[index])
+        return bool(self._used_by_all[index])
 
     def finish(self, weight: int) -> None:
         """Make `mean` give Σ weight·x / Σ weight of every term; `weight` is the step's Σ weight. Collective."""
@@ -185,9 +194,10 @@ class ExactSum:
         self._means.copy_(torch.from_numpy(self._reducer.means))
 
     def drop(self) -> None:
-        """Forget the sums that were pushed. Collective."""
+        """Forget the sums that were pushed, and take up the exponents that `agree` found. Collective."""
         if self._on_cpu:
             self._reducer.drop()
+        self._use_exponents(self._wanted_exponents)
 
     def mean(self, index: int) -> torch.Tensor:
         """Return the mean of term `index`, float32 or float64[numel]: a view that is new after every `finish`."""
@@ -195,8 +205,8 @@ class ExactSum:
 
     def commit(self) -> None:
         """Make the step's magnitudes the history that the next step's exponents follow from; `reset` comes next."""
-        seen = self._magnitudes > ZERO
-        self._history[seen] = self._asked_for(self._magnitudes[seen])
+        seen = self._magnitudes_of_all > ZERO
+        self._history[seen] = self._asked_for(self._magnitudes_of_all[seen])
         self._use_exponents(self._cut.with_defaults(self._history))
 
     def exponents(self) -> dict[str, str]:
@@ -220,18 +230,18 @@ class ExactSum:
             self._history[blocks] = found
         self._use_exponents(self._cut.with_defaults(self._history))
 
-    def _wanted(self) -> NDArray[np.int64]:
+    def _wanted(self, magnitudes: NDArray[np.int32]) -> NDArray[np.int64]:
         """Return the exponents that the agreed magnitudes ask for: the present ones where those will do."""
-        seen = self._magnitudes > ZERO
-        kept = self._magnitudes + self._exponents
+        seen = magnitudes > ZERO
+        kept = magnitudes + self._exponents
         wanted = self._exponents.copy()
         over = seen & (kept > self._limit)
-        wanted[over] = self._asked_for(self._magnitudes[over])
+        wanted[over] = self._asked_for(magnitudes[over])
         largest = self._cut.largest_by_term(np.where(seen, kept, ZERO))
         least = np.where(self._cut.largest_by_term(self._history) == _NONE, self._first, self._least)
         coarse = (largest > ZERO) & (largest < least)
         if coarse.any():
-            asked = np.where(seen, self._magnitudes, self._cut.largest_by_term(self._magnitudes)[self._cut.term_of])
+            asked = np.where(seen, magnitudes, self._cut.largest_by_term(magnitudes)[self._cut.term_of])
             again = coarse[self._cut.term_of]
             wanted[again] = self._asked_for(asked[again])
         return wanted
@@ -240,7 +250,7 @@ class ExactSum:
         return np.minimum(self._target - magnitudes, _LARGEST_EXPONENT)
 
     def _use_exponents(self, exponents: NDArray[np.int64]) -> None:
-        self._exponents = exponents
+        self._exponents = self._wanted_exponents = exponents
         self._scales = np.ldexp(1.0, exponents)
 
     def _part(self, flat: torch.Tensor, index: int) -> torch.Tensor:

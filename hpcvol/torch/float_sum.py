@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from hpcvol.strategies.allreduce import AllReduce
+from hpcvol.strategies.memory import Memory
 from hpcvol.torch.layout import Layout
 from hpcvol.torch.readiness import in_one_order
 
@@ -29,7 +30,7 @@ class FloatGradients:
         finished: whether parameters hold the sum over members, and no backward pass has come since.
     """
 
-    merges_units = True
+    separate = False
 
     def __init__(
         self, parameters: Sequence[tuple[str, torch.nn.Parameter]], strategy: AllReduce, device: torch.device
@@ -112,6 +113,11 @@ class FloatGradients:
             parameter.grad = gradient if used else None
         self.finished = True
 
+    def rebuild(self) -> None:
+        """Sum over the members that there are now; units have to be computed again. Collective."""
+        for flat in self._flats:
+            flat.rebuild()
+
     def commit(self) -> None:
         """The next step sums anew."""
         self.finished = False
@@ -154,7 +160,9 @@ class _Flat:
     ) -> None:
         self._shapes = [parameter.shape for _, parameter in parameters]
         self.layout = Layout.of([p.numel() for _, p in parameters], strategy.bucket_nbytes // dtype.itemsize)
-        self._reducer = strategy.floats(self.layout.numel, _NUMPY[dtype], self.layout.buckets)
+        self._strategy = strategy
+        self._memory = Memory(self.layout.numel, _NUMPY[dtype])
+        self._reducer = strategy.floats(self.layout.buckets, self._memory)
         host = torch.from_numpy(self._reducer.vector)
         self._on_cpu = device.type == "cpu"
         self._tensor = host if self._on_cpu else torch.zeros_like(host, device=device)
@@ -162,6 +170,9 @@ class _Flat:
     def view(self, place: int) -> torch.Tensor:
         start = self.layout.starts[place]
         return self._tensor[start : start + self.layout.numels[place]].view(self._shapes[place])
+
+    def rebuild(self) -> None:
+        self._reducer = self._strategy.floats(self.layout.buckets, self._memory)
 
     def drop(self) -> None:
         if self._on_cpu:

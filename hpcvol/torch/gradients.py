@@ -17,11 +17,12 @@ class Gradients(Protocol):
     """How a step's gradients are gathered: exactly (`ExactGradients`) or in floating point (`FloatGradients`).
 
     A step is `reset`, then `prepare` and `backward` for each unit, `agree`, `finish` (`drop` where `agree` is false),
-    and after the optimizer `commit`.
+    and after the optimizer `commit`. Where a member dies before that: `rebuild`, and units that it had are computed by
+    others (all units after `reset` where they are not `separate`), then `agree` and so on.
     """
 
-    merges_units: bool
-    """Whether a worker's units may be computed in one pass."""
+    separate: bool
+    """Whether units are computed, and stay good, one by one; else a worker's units may be computed in one pass."""
 
     def reset(self) -> None:
         """Forget all units of the step."""
@@ -47,6 +48,9 @@ class Gradients(Protocol):
     def finish(self, weight: int) -> None:
         """Collective: leave Σ weight·gradient / Σ weight in `parameter.grad`, None where no unit used a parameter."""
 
+    def rebuild(self) -> None:
+        """Collective: sum over the members that there are now."""
+
     def commit(self) -> None:
         """The optimizer has used the gradients."""
 
@@ -65,7 +69,7 @@ class ExactGradients:
         make_sum: makes the exact sum of terms whose means are of a dtype. Collective.
     """
 
-    merges_units = False
+    separate = True
 
     def __init__(
         self,
@@ -133,6 +137,12 @@ class ExactGradients:
             total, place = self._places[i]
             mean = total.mean(place).view(parameter.shape)
             parameter.grad = mean.to(parameter.dtype) if total.present(place) else None
+
+    def rebuild(self) -> None:
+        """Sum over the members that there are now; units that this one has computed stay. Collective."""
+        for total in self.sums:
+            total.rebuild()
+        self._readiness.begin_step()
 
     def commit(self) -> None:
         """Let the next step's exponents follow from this one."""

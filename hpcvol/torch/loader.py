@@ -80,6 +80,10 @@ class Loader:
         moved = {name: self._to_device(value) for name, value in batch.items()}
         return Unit(moved, span)
 
+    def forget(self) -> None:
+        """Let go of what was fetched ahead: others may be asked for now."""
+        self._ahead.clear()
+
     def close(self) -> None:
         """Stop the prefetch thread."""
         if self._thread is not None:

@@ -13,6 +13,7 @@ from hpcvol import tracing
 from hpcvol.collectives import Algorithm
 from hpcvol.comm import Group, together
 from hpcvol.elastic.bag import deal
+from hpcvol.elastic.membership import Membership
 from hpcvol.elastic.units import Batching, UnitSpan, merge
 from hpcvol.errors import CheckpointError, ConfigError, ModelError
 from hpcvol.guarantees import require
@@ -68,6 +69,7 @@ class Run:
         model, optimizer: what is trained, replicated on every member.
         settings: how.
         group: the live ranks.
+        membership: who they are, and what becomes of the run when one dies.
         device: where this member computes.
         step: steps committed so far, over the life of the model (a resumed run goes on counting).
         batching: how samples become steps and units.
@@ -93,6 +95,7 @@ class Run:
         self.batching = Batching(len(samples), settings.batch_size, settings.unit_size)
         self.loader = Loader(samples, settings.seed, device)
         self.needs_probe = settings.sum == "exact"
+        self.membership = Membership(group)
         self._parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self._known = [(name, parameter, parameter.requires_grad) for name, parameter in model.named_parameters()]
         with together(group, "starting the run"):
@@ -105,6 +108,7 @@ class Run:
         self.gradients = self._make_gradients()
         self.buffers = Buffers(model, self.batching.units_per_step, self.strategy, device)
         self.broadcast_model()
+        self.membership.add(self)
 
     @property
     def member(self) -> int:
@@ -156,14 +160,18 @@ class Run:
         Returns:
             The means; the same bits on every member and at any number of members.
         """
-        with together(self.group, "opening the data"):
-            samples = open_samples(data, split)
-        return evaluate(self, function, samples)
+
+        def opened() -> Samples:
+            with together(self.group, "opening the data"):
+                return open_samples(data, split)
+
+        samples = self.membership.attempt(opened)
+        return self.membership.attempt(lambda: evaluate(self, function, samples))
 
     def deal(self, spans: list[UnitSpan]) -> list[UnitSpan]:
         """Return this worker's share of a step's units. Local."""
         mine = deal(spans, self.group.size, self.group.rank)
-        return merge(mine) if self.gradients.merges_units else mine
+        return mine if self.gradients.separate else merge(mine)
 
     def prepare(self, span: UnitSpan) -> Unit:
         """Make ready for one unit: its samples, committed buffers, no gradients, seeded generators. Local."""
@@ -174,11 +182,9 @@ class Run:
         return unit
 
     def apply(self, step: Step) -> None:
-        """Take the summed step: commit, clip, and let the optimizer change the parameters, the same on every member."""
-        self.commit(step)
+        """Clip, and let the optimizer change the parameters, the same on every member, after `sum`. Local."""
         if step.weight:
-            self.gradients.finish(step.weight)
-            self.buffers.finish(step.weight)
+            self.buffers.finish()
             parameters = [parameter for _, parameter in self._parameters]
             step.gradient_norm = gradient_norm(parameters)
             self._check_gradients(step)
@@ -189,8 +195,6 @@ class Run:
                 self.optimizer.step()
             self._applying = False
         else:
-            self.gradients.drop()
-            self.buffers.drop()
             self.buffers.prepare()
         self.gradients.commit()
         self.buffers.commit()
@@ -198,8 +202,15 @@ class Run:
         # Units left the generators where this worker's last unit put them; what is drawn between steps must not tell.
         seed_generators(self.settings.seed, self.step, 0, BETWEEN_STEPS)
 
-    def commit(self, step: Step) -> None:
-        """Decide whether the step takes effect, on all live members or on none; always, as nobody can be lost yet."""
+    def abandon(self) -> None:
+        """As `hpcvol.elastic.membership.Part`."""
+        self.strategy.abandon()
+
+    def rebuild(self) -> None:
+        """As `hpcvol.elastic.membership.Part`."""
+        self.loader.forget()
+        self.gradients.rebuild()
+        self.buffers.rebuild()
 
     def broadcast_model(self, root: int = 0) -> None:
         """Give every member the parameters and buffers of the one at rank `root`. Collective."""

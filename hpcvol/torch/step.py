@@ -11,6 +11,7 @@ import torch
 from hpcvol import tracing
 from hpcvol.comm import agree, gather_agreed
 from hpcvol.elastic.bag import Bag
+from hpcvol.elastic.membership import MembersChanged
 from hpcvol.elastic.units import UnitSpan
 from hpcvol.errors import HpcvolError, ModelError
 from hpcvol.torch.exact import NonFiniteSumError
@@ -28,6 +29,7 @@ class UnitRecord:
     """What a unit reports besides its gradient."""
 
     member: int
+    num_samples: int
     weight: int
     loss: float
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -70,7 +72,6 @@ class Step:
     def __init__(self, run: "Run", index: int) -> None:
         self._run = run
         self._units = run.batching.units(index)
-        self._mine = run.deal(self._units)
         self._begun = False
         self._open: Unit | None = None
         self._forward_ns = 0
@@ -95,18 +96,23 @@ class Step:
         if self._run.needs_probe:
             yield from self._probe()
         began_ns = tracing.now()
-        bag = Bag(self._mine)
+        bag = Bag(self._begin())
         while True:
-            self._begin()
             for span in bag:
                 self._last = not bag
                 yield from self._offer(span)
                 if self._failure is not None:
                     break
-            if self._finish():
-                tracing.record("step", began_ns, step=self.index)
-                return
-            bag.put(self._mine)
+            try:
+                fits = self._run.membership.settle(self._sum)
+            except MembersChanged:
+                bag = Bag(self._lost())
+                continue
+            if fits:
+                break
+            bag = Bag(self._begin())
+        self._run.apply(self)
+        tracing.record("step", began_ns, step=self.index)
 
     def backward(
         self, loss: torch.Tensor, weight: int | None = None, metrics: Mapping[str, float] | None = None
@@ -137,7 +143,7 @@ class Step:
                 self._probed.append(self._digest(unit, loss, weight))
             return
         means = {name: scalar(value) for name, value in (metrics or {}).items()}
-        self._records[unit.index] = UnitRecord(self._run.member, weight, scalar(loss), means)
+        self._records[unit.index] = UnitRecord(self._run.member, unit.num_samples, weight, scalar(loss), means)
         if weight:
             self._run.gradients.backward(loss, weight, last=self._last)
             self._run.buffers.add(weight)
@@ -162,18 +168,33 @@ class Step:
         if self._open is not None:
             raise ModelError(f"step {self.index}: unit {span.index} was not given to step.backward()")
 
-    def _begin(self) -> None:
+    def _begin(self) -> list[UnitSpan]:
+        """Begin with no unit computed. Return this worker's share of all."""
+        self.attempts += 1
         self._began = time.monotonic()
         self._records = {}
         self._run.gradients.reset()
         self._run.buffers.reset()
-        self._run.loader.prefetch(self._mine)
-        self._run.loader.prefetch(self._run.deal(self._run.batching.units(self.index + 1)))
+        return self._deal(self._units)
 
-    def _finish(self) -> bool:
-        """Sum, commit and apply. Collective. False: all units must be computed again."""
+    def _lost(self) -> list[UnitSpan]:
+        """Return this worker's share of the units that nobody who lives has computed. Collective."""
         run = self._run
-        self.attempts += 1
+        if not run.gradients.separate:
+            return self._begin()
+        computed = run.membership.attempt(lambda: run.group.gather_objects(list(self._records)))
+        known = {index for indices in computed for index in indices}
+        return self._deal([span for span in self._units if span.index not in known])
+
+    def _deal(self, spans: list[UnitSpan]) -> list[UnitSpan]:
+        mine = self._run.deal(spans)
+        self._run.loader.prefetch(mine)
+        self._run.loader.prefetch(self._run.deal(self._run.batching.units(self.index + 1)))
+        return mine
+
+    def _sum(self) -> bool:
+        """Sum what all units found. Collective. False: all units must be computed again."""
+        run = self._run
         try:
             records = self._gather()
             gradients_fit, buffers_fit = run.gradients.agree(), run.buffers.agree()
@@ -195,14 +216,21 @@ class Step:
                 )
             return False
         self._average(records)
-        run.apply(self)
+        if self.weight:
+            run.gradients.finish(self.weight)
+            run.buffers.combine(self.weight)
+        else:
+            run.gradients.drop()
+            run.buffers.drop()
         return True
 
     def _gather(self) -> dict[int, UnitRecord]:
         records: dict[int, UnitRecord] = {}
-        samples, seconds = sum(span.count for span in self._mine), time.monotonic() - self._began
+        samples, seconds = sum(one.num_samples for one in self._records.values()), time.monotonic() - self._began
         # Plain tuples: classes would be most of what travels.
-        units = [(index, one.weight, one.loss, one.metrics) for index, one in self._records.items()]
+        units = [
+            (index, one.num_samples, one.weight, one.loss, one.metrics) for index, one in self._records.items()
+        ]
         mine = self._run.member, samples, seconds, units
         with tracing.span("gather records"):
             everybody = gather_agreed(self._run.group, mine, self._failure, f"computing step {self.index}")
@@ -241,12 +269,16 @@ class Step:
             yield from self._offer(span)
             if self._failure is not None:
                 break
-        agree(self._run.group, self._failure, f"computing step {self.index}")
-        once, between, again = self._probed
-        compare(self._run.group, once, again, between)
+        self._run.membership.attempt(self._compare)
         self._probed = None
         self._run.needs_probe = False
         tracing.record("probe", began_ns)
+
+    def _compare(self) -> None:
+        agree(self._run.group, self._failure, f"computing step {self.index}")
+        assert self._probed is not None
+        once, between, again = self._probed
+        compare(self._run.group, once, again, between)
 
     def _digest(self, unit: Unit, loss: torch.Tensor, weight: int) -> Digests:
         if weight:
