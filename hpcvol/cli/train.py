@@ -44,9 +44,10 @@ def train(
     """Train a model as CONFIG says. A run that was stopped goes on where its last checkpoint was."""
     overrides = overrides or []
     if not under_launcher():
-        run_dir = run_dir or _default_run_dir(load_config(config, overrides), config)
-        ranks = num_ranks or default_num_ranks()
-        _launch(ranks, [str(config), *_options(overrides, run_dir, fresh)], Completion(run_dir))
+        loaded = load_config(config, overrides)
+        run_dir = run_dir or _default_run_dir(loaded, config)
+        arguments = [str(config), *_options(overrides, run_dir, fresh)]
+        _launch(num_ranks or default_num_ranks(), arguments, Completion(run_dir), elastic=loaded.elastic.enabled)
     elif num_ranks is None:
         _take_place(config, overrides, run_dir, fresh)
     else:
@@ -77,9 +78,9 @@ def _take_place(path: Path, overrides: list[str], run_dir: Path | None, fresh: b
         raise typer.Exit(EXIT_STOPPED)
 
 
-def _launch(num_ranks: int, arguments: list[str], completion: Completion) -> None:
+def _launch(num_ranks: int, arguments: list[str], completion: Completion, *, elastic: bool) -> None:
     """Start ranks, wait for them, and exit as the run ended."""
-    launch = launch_command(num_ranks, [sys.executable, "-m", "hpcvol.cli", "train", *arguments])
+    launch = launch_command(num_ranks, [sys.executable, "-m", "hpcvol.cli", "train", *arguments], elastic=elastic)
     print(f"{launch.note}\n$ {shlex.join(launch.argv)}", flush=True)
     variables = {**launch.environment, LAUNCHED: "1", **_terminal()}
     ending = supervise(launch.argv, {**environment.snapshot(), **variables})

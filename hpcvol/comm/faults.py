@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from hpcvol.comm.group import Group
 
+
 def explain(group: "Group", error: BaseException) -> HpcvolError | None:
     """Return the error that a user is to see for `error`, which came out of communication; None: as it is. Local.
 

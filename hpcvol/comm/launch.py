@@ -1,6 +1,7 @@
 """The command that starts a program on several ranks with the MPI that this environment loads. Loads no MPI itself."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -51,7 +52,7 @@ def default_num_ranks() -> int:
     return 1 if job is None else job.num_tasks
 
 
-def launch_command(num_ranks: int, program: Sequence[str]) -> Launch:
+def launch_command(num_ranks: int, program: Sequence[str], *, elastic: bool = False) -> Launch:
     """Return the command that starts `program` on `num_ranks` ranks with this environment's MPI. Local.
 
     Ranks are not bound to cores: a rank's prefetch and watching threads would share its one core with the computation,
@@ -60,6 +61,7 @@ def launch_command(num_ranks: int, program: Sequence[str]) -> Launch:
     Args:
         num_ranks: one or more.
         program: what each rank runs, such as `[sys.executable, "train.py"]`.
+        elastic: ranks are to outlive the death of others, where this MPI can.
 
     Raises:
         CommError: no MPI library; or no mpiexec that belongs to it.
@@ -80,6 +82,8 @@ def launch_command(num_ranks: int, program: Sequence[str]) -> Launch:
     if vendor_of(library) == OPEN_MPI:
         more_than_slots = num_ranks > (job.num_slots if job else num_cores)
         flags = ["--bind-to", "none", *(["--oversubscribe"] if more_than_slots else [])]
+        if elastic and num_ranks > 1 and _has_ulfm(library):
+            flags += ["--with-ft", "ulfm"]
         variables = _open_mpi_variables(crowded, one_host=job is None or job.num_nodes == 1)
         if os.geteuid() == 0:
             variables |= dict.fromkeys(_AS_ROOT, "1")
@@ -98,6 +102,12 @@ def _open_mpi_variables(crowded: bool, one_host: bool) -> dict[str, str]:
         # Looking for fast networks takes Open MPI 5 a second at every start.
         variables["OMPI_MCA_btl"] = "^ofi"
     return variables
+
+
+def _has_ulfm(library: str) -> bool:
+    """Return whether mpiexec of this Open MPI knows fault tolerance: since 5.0."""
+    number = re.search(r"v?(\d+)\.", library)
+    return number is not None and int(number[1]) >= 5
 
 
 def loaded_library() -> str:

@@ -7,6 +7,7 @@ from hpcvol import environment
 from hpcvol.comm import ending, watch
 from hpcvol.comm.group import Group
 from hpcvol.comm.launcher import Launcher, launcher, library_name, vendor_of
+from hpcvol.comm.surviving import survives_failures
 from hpcvol.errors import CommError
 
 NO_MPI = (
@@ -39,6 +40,9 @@ def start() -> Group:
         if by is None:
             # Looking for fast networks takes Open MPI 5 a second, and a run of one rank talks to nobody.
             environment.set_default("OMPI_MCA_btl", "^ofi")
+        if survives_failures():
+            # Else the end of the program waits for those that have died, now and then for ever.
+            environment.set_default("OMPI_MCA_async_mpi_finalize", "1")
         _initialise()
         _refuse_singletons(by, library, MPI.COMM_WORLD.Get_size())
         _world = Group(MPI.COMM_WORLD.Dup(), MPI.COMM_WORLD.Get_rank())

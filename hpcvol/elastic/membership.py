@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from hpcvol.comm import Group
+from hpcvol.comm import Group, together
 from hpcvol.comm.faults import tells_of_loss
 from hpcvol.comm.processes import Process
 from hpcvol.comm.surviving import survives_failures
@@ -41,15 +41,20 @@ class Membership:
 
     Args:
         group: of all members; it loses those that die.
+        enabled: False: a death ends the run.
 
     Attributes:
         group: the same.
-        changes: how often members were lost.
+        survives: whether the run goes on without members that die.
+        view: number of the view that these members have claimed; 0 without views.
+        lost: names of the members that died, in order.
     """
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: Group, *, enabled: bool = True) -> None:
         self.group = group
-        self.changes = 0
+        self.survives = enabled and group.size > 1 and survives_failures()
+        self.view = 0
+        self.lost: list[str] = []
         self._parts: list[Part] = []
         self._views: Views | None = None
         self._claims_views = False
@@ -58,12 +63,28 @@ class Membership:
         """Have `part` abandoned and rebuilt when members are lost, after those that were added before. Local."""
         self._parts.append(part)
 
-    def claim_with(self, views: Views | None) -> None:
-        """From now on decide by `views` which side of a cut goes on. Collective; None on members that do not see them.
+    def claim_with(self, views: Views | None, view: int) -> None:
+        """From now on decide by `views` which side of a cut goes on. Local; all members call it.
 
         Without views the larger side goes on, of equal ones that with the lowest member.
+
+        Args:
+            views: None on members that do not see them.
+            view: number of the view that the members have claimed.
         """
-        self._views, self._claims_views = views, True
+        self._views, self._claims_views, self.view = views, True, view
+
+    def check_view(self) -> None:
+        """Return if this member may write for the run. Local; before whatever is written takes effect.
+
+        Raises:
+            MemberError: others have gone on without this member, which was stopped or cut off for a while.
+        """
+        if self._views is not None and not self._views.is_newest(self.view):
+            raise MemberError(
+                f"{self.group.name_of_me} was taken for dead, and the others have gone on without it: it ends here, "
+                "and has written nothing since"
+            )
 
     def attempt(self, function: Callable[[], T]) -> T:
         """Return what `function` returns, done by all members that live; tried again where one dies. Collective.
@@ -87,7 +108,7 @@ class Membership:
             MembersChanged: somebody died; those that live are the group now.
             HpcvolError: what `function` raises on every member; also where this side of a cut must not go on.
         """
-        if not survives_failures():
+        if not self.survives:
             return function()
         result, error = _try(function)
         if self.group.agree(not tells_of_loss(error)):
@@ -122,7 +143,7 @@ class Membership:
                 break
         if error is not None:
             raise error
-        self.changes += 1
+        self.lost += [name for member, name in before.items() if member not in group.members]
 
     def _claim(self, before: set[int], dead: set[int]) -> None:
         """Return if these members may go on without the others. Collective.
@@ -136,8 +157,9 @@ class Membership:
             claimed = None
             if True in seen:
                 owner = seen.index(True)
-                if self.group.rank == owner and self._views is not None:
-                    claimed = self._views.claim(members)
+                with together(self.group, "claiming the run"):
+                    if self.group.rank == owner and self._views is not None:
+                        claimed = self._views.claim(members)
                 claimed = self.group.broadcast_object(claimed, owner)
             if claimed is None:
                 raise MemberError(
@@ -145,6 +167,7 @@ class Membership:
                     "gone on without them: they end here, and have written nothing since",
                     everywhere=True,
                 )
+            self.view = claimed
             return
         others = before - dead - set(members)
         if len(others) > len(members) or (len(others) == len(members) and min(others) < min(members)):

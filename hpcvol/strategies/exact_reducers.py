@@ -1,6 +1,7 @@
 """Summing gradients in integers: accumulators stay as they are, and the means are written beside them."""
 
 from functools import partial
+
 import numpy as np
 from numpy.typing import NDArray
 

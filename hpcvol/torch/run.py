@@ -46,6 +46,7 @@ class Settings:
         clip_norm: largest 2-norm of a step's gradient; None does not clip.
         algorithm: as for `hpcvol.collectives.allreduce`.
         bucket_nbytes: how many bytes of gradients are combined at once.
+        elastic: whether the run goes on without members that die, where the MPI can.
     """
 
     batch_size: int
@@ -55,6 +56,7 @@ class Settings:
     clip_norm: float | None = None
     algorithm: Algorithm = "auto"
     bucket_nbytes: int = BUCKET_NBYTES
+    elastic: bool = True
 
     def __post_init__(self) -> None:
         require("run", self.sum)
@@ -95,7 +97,7 @@ class Run:
         self.batching = Batching(len(samples), settings.batch_size, settings.unit_size)
         self.loader = Loader(samples, settings.seed, device)
         self.needs_probe = settings.sum == "exact"
-        self.membership = Membership(group)
+        self.membership = Membership(group, enabled=settings.elastic)
         self._parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self._known = [(name, parameter, parameter.requires_grad) for name, parameter in model.named_parameters()]
         with together(group, "starting the run"):

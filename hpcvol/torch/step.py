@@ -228,9 +228,7 @@ class Step:
         records: dict[int, UnitRecord] = {}
         samples, seconds = sum(one.num_samples for one in self._records.values()), time.monotonic() - self._began
         # Plain tuples: classes would be most of what travels.
-        units = [
-            (index, one.num_samples, one.weight, one.loss, one.metrics) for index, one in self._records.items()
-        ]
+        units = [(index, one.num_samples, one.weight, one.loss, one.metrics) for index, one in self._records.items()]
         mine = self._run.member, samples, seconds, units
         with tracing.span("gather records"):
             everybody = gather_agreed(self._run.group, mine, self._failure, f"computing step {self.index}")

@@ -64,6 +64,7 @@ class Cadence:
         self._last = clock()
         self._interval = FIRST_SECONDS
         self._told: float | None = None
+        self._hurry = False
 
     @property
     def can_wait(self) -> bool:
@@ -72,13 +73,20 @@ class Cadence:
 
     def due(self, step: int) -> bool:
         """Return whether a checkpoint is due after `step` steps."""
+        if self._hurry:
+            return True
         if self._every_steps == "auto":
             return self._clock() - self._last >= self._interval
         return self._every_steps > 0 and step % self._every_steps == 0
 
+    def hurry(self) -> None:
+        """Make a checkpoint due at once: one that was being written may have been lost."""
+        self._hurry = True
+
     def begun(self) -> None:
         """Take note that a checkpoint was made just now, for whatever reason."""
         self._last = self._clock()
+        self._hurry = False
 
     def measured(self, copy_seconds: float, write_seconds: float) -> str | None:
         """Take in what a checkpoint cost; return a line for the user where the interval is new or changes a lot."""

@@ -38,13 +38,15 @@ class Checkpoints:
     Args:
         folder: where they are; made when the first is written.
         keep: how many to keep, besides the best.
+        check: raises where this member must not write any more; called right before what it wrote would count.
 
     Attributes:
         skipped: what `newest` found that this run cannot go on from, and why.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int, check: Callable[[], None] = lambda: None) -> None:
         self._folder = folder
+        self._check = check
         self._keep = keep
         self.skipped: dict[Path, str] = {}
 
@@ -70,6 +72,7 @@ class Checkpoints:
             if not final.exists():
                 partial.mkdir()
                 _write_parts(partial, content, state)
+                self._check()
                 partial.rename(final)
                 sync(self._folder)
             self.skipped.pop(final, None)

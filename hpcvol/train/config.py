@@ -281,6 +281,16 @@ class CommConfig(_Section):
     )
 
 
+class ElasticConfig(_Section):
+    """What becomes of a run when members die."""
+
+    enabled: bool = Field(
+        default=True,
+        description="The run goes on without members that die, where the MPI can: Open MPI from version 5, started by "
+        "`hpcvol train`, or by `mpiexec --with-ft ulfm`. Otherwise their death ends it.",
+    )
+
+
 class Config(_Section):
     """A whole configuration; `folder` is where its file was, and all paths in it are absolute."""
 
@@ -290,6 +300,7 @@ class Config(_Section):
     train: TrainConfig = TrainConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     comm: CommConfig = CommConfig()
+    elastic: ElasticConfig = ElasticConfig()
 
     _folder: Path = PrivateAttr(default=Path("."))
     _copy: Path | None = PrivateAttr(default=None)

@@ -46,9 +46,10 @@ class Pace:
             "waiting": 1 - computed / longest if longest else 0.0,
         }
 
-    def slow_member(self) -> tuple[int, float] | None:
-        """Return the member that takes longest for a sample, and how many times the median; None where none is slow."""
-        paces = {member: self._seconds[member] / count for member, count in self._samples.items() if count}
+    def slow_member(self, members: Sequence[int]) -> tuple[int, float] | None:
+        """Return which of `members` takes longest for a sample, and how many times the median; None if none is slow."""
+        counts = {member: self._samples[member] for member in members}
+        paces = {member: self._seconds[member] / count for member, count in counts.items() if count}
         if len(paces) < 2:
             return None
         slowest = max(paces, key=lambda member: paces[member])

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 from hpcvol.train.files import finite, write_whole, writing
 
 Hook = Callable[[int, dict[str, Any]], None]
+_TORN = 1 << 62
+# Members agree after each step, so that no two are further apart than a step's lines.
+_MOST_BEHIND = 4
 
 
 class Report:
@@ -28,6 +32,27 @@ class Report:
         self._columns = columns
         self._drawn = False
         self._drawn_at = 0.0
+        # The last lines on every member: whoever takes over writes those that its predecessor did not come to.
+        self._recent: deque[dict[str, Any]] = deque(maxlen=_MOST_BEHIND)
+
+    def take_over(self, path: Path | None, hook: Hook | None, *, speaks: bool) -> None:
+        """Write from now on, in the place of a member that died, what it would have written.
+
+        Args:
+            path: as for the class, as are the others.
+            hook: of the user.
+            speaks: whether this is now the member that prints.
+        """
+        self._hook, self._speaks = hook, speaks
+        if path is None or path == self._path:
+            return
+        self._path = path
+        whole = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+        kept = [line for line in whole if _step_of(line) != _TORN]
+        known = {_key(json.loads(line)) for line in kept}
+        kept += [json.dumps(line) for line in self._recent if _key(line) not in known]
+        with writing(path):
+            write_whole(path, "".join(f"{line}\n" for line in kept))
 
     def forget_after(self, step: int) -> None:
         """Drop the metrics of steps after `step`: the run goes on from there and will write them again."""
@@ -60,10 +85,12 @@ class Report:
         Raises:
             HpcvolError: the line cannot be written.
         """
+        ours = {"step": step}
+        line = ours | finite(metrics) | ours
+        self._recent.append(line)
         if self._path is not None:
             with writing(self._path), self._path.open("a", encoding="utf-8") as file:
-                ours = {"step": step}
-                file.write(json.dumps(ours | finite(metrics) | ours) + "\n")
+                file.write(json.dumps(line) + "\n")
         if self._hook is not None:
             self._hook(step, dict(metrics))
 
@@ -88,4 +115,9 @@ def _step_of(line: str) -> int:
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return 1 << 62  # a torn last line goes with what is written again
+        return _TORN  # it goes with what is written again
+
+
+def _key(line: Mapping[str, Any]) -> tuple[int, bool]:
+    """Return what tells lines apart: a step has one for its training and one for its validation."""
+    return line["step"], "val" in line

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from hpcvol.comm import ABSENT, Group, shared, together
 from hpcvol.comm.files import pass_file
+from hpcvol.errors import MemberError
 from hpcvol.train.config import Config, is_reference
 from hpcvol.train.run_directory import METRICS_NAME, RunDirectory, holds_run
 
@@ -26,6 +27,7 @@ class RunCopies:
         mine: the directory that this member has opened; None on members that leave that to another one.
         keeps: whether this member writes to it.
         keepers: ranks of the members that do.
+        sees: whether this member sees the directory of the first of them.
         is_complete: whether the first member's run says that it is complete, and no more is asked of it.
 
     Raises:
@@ -49,6 +51,7 @@ class RunCopies:
                 (self._sharing,) = shared(group, [path])  # others may see what was made just now
             self._open(group.rank in self._other_places() and holds_run(path))
             self.keeps = group.rank in self.keepers
+            self.sees = self._sharing.same(group.rank, self.keepers[0])
             self.is_complete = group.any(group.rank == 0 and self.mine is not None and self.mine.is_complete)
         except BaseException:
             self.release()
@@ -61,6 +64,23 @@ class RunCopies:
                 self.mine.begin()
             elif self.mine is not None and self._fresh:
                 self.mine.give_up()
+
+    def renew(self) -> None:
+        """Have members that live keep the run, where those that kept it have died.
+
+        Raises:
+            MemberError: none of them sees its directory.
+        """
+        group = self._group
+        self.keepers = [rank for rank, keeps in enumerate(group.gather_objects(self.keeps)) if keeps]
+        if not self.keepers:
+            able = [rank for rank, sees in enumerate(group.gather_objects(self.sees)) if sees]
+            if not able:
+                raise MemberError(f"no member that lives sees the run directory {self.path}", everywhere=True)
+            self._fresh = False
+            self._open(group.rank == able[0] and self.mine is None)
+            self.keepers = able[:1]
+        self.keeps = group.rank in self.keepers
 
     def take_metrics(self, owner: int) -> None:
         """Give the metrics of the member at rank `owner` to all that keep the run elsewhere."""

@@ -30,6 +30,7 @@ _FREE = (
     "checkpoint.",
     "comm.",
     "data.cache",
+    "elastic.",
     "train.log_every_steps",
     "train.on_metrics",
     "train.share_devices",

@@ -41,6 +41,12 @@ class Saver:
         self._writer = Background("hpcvol-checkpoint")
         self._news: str | None = None
 
+    def take_over(self, checkpoints: Checkpoints) -> None:
+        """Make checkpoints from now on, in the place of a member that died, which may not have finished its last."""
+        self._checkpoints = checkpoints
+        self.step = self._copied_step = None
+        self._cadence.hurry()
+
     @property
     def busy(self) -> bool:
         """Whether a checkpoint is being written."""

@@ -1,6 +1,7 @@
 """The trace of a run: what every member did when, on one clock, for ui.perfetto.dev."""
 
 import logging
+import math
 import os
 import threading
 import time
@@ -71,6 +72,7 @@ class Trace:
         self._member = group.members[group.rank]
         self._tracks = {_MAIN: 0}
         self._place.label(trace_events.name_thread(self._member, 0, "main"))
+        self._whole = True
         self._gap_ns: int | None = None
         self._told = False
         self._lock = threading.Lock()
@@ -96,8 +98,15 @@ class Trace:
         tracing.record("compare clocks", began_ns, off_us=off_ns / 1e3, round_trip_us=measured.round_trip_ns / 1e3)
         self._plan_comparison(min(2 * self._interval, _LARGEST_INTERVAL_SECONDS))
 
+    def abandon(self) -> None:
+        """A member has died: clocks are not compared any more, and the file is left as after a crash. Local."""
+        self._whole = False
+        self._compare_at = math.inf
+
     def finish(self) -> None:
         """End the trace: one small file. What goes wrong is a warning; what was written stays."""
+        if not self._whole:
+            return
         self.compare_clocks()
         self.close()
         self._group.barrier()  # nobody writes any more

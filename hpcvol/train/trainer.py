@@ -14,6 +14,7 @@ import torch
 from hpcvol import environment
 from hpcvol.comm import Group, set_patience, together
 from hpcvol.comm import start as start_mpi
+from hpcvol.elastic.views import Views
 from hpcvol.errors import CheckpointError, ConfigError, ModelError
 from hpcvol.torch.device import choose_device, choose_threads, make_deterministic
 from hpcvol.torch.evaluation import Evaluation
@@ -83,6 +84,7 @@ class Trainer:
         self._run_dir = Path(run_dir)
         self._fresh = fresh
         self._stop = stop
+        self._told_lost = 0
         self._progress = Progress()
         self._pace = Pace()
         self._group = start_mpi() if group is None else group
@@ -159,6 +161,7 @@ class Trainer:
             config.optimizer.clip_norm,
             config.comm.algorithm,
             config.comm.bucket_nbytes,
+            config.elastic.enabled,
         )
         self.run = Run(model, optimizer, self._data.train, settings, group, device)
         if train.patience is not None and self._data.val is None:
@@ -171,8 +174,7 @@ class Trainer:
         self._factor = learning_rate_factor(config.optimizer, self._total)
         self._base_rates = [parameters["lr"] for parameters in optimizer.param_groups]
         keeps = self._copies.keeps
-        folder = self._run_dir / CHECKPOINTS_NAME
-        self._checkpoints = None if self._copies.mine is None else Checkpoints(folder, config.checkpoint.keep)
+        self._checkpoints = None if self._copies.mine is None else self._checkpoints_of_run()
         self._cadence = Cadence(config.checkpoint.every_steps, config.checkpoint.mtbf_hours)
         self._saver = Saver(self._checkpoints if keeps else None, self._cadence)
         columns = environment.variable("HPCVOL_TERMINAL")
@@ -187,6 +189,8 @@ class Trainer:
         if resumed is None and config.model.weights is not None:
             start_from(self.run, Path(config.model.weights))
         self._copies.begin()
+        if self.run.membership.survives:
+            self._begin_view()
         keep_costs(group, self._run_dir, config.comm.algorithm, keeps=keeps)
         if resumed is not None:
             self._copies.take_metrics(resumed.owner)
@@ -197,6 +201,36 @@ class Trainer:
         if not_shared := self._copies.what_is_not_shared():
             self._report.say(not_shared)
         self._trace = Trace(group, self._run_dir) if train.trace else None
+        self.run.membership.add(self)
+
+    def abandon(self) -> None:
+        """As `hpcvol.elastic.membership.Part`."""
+        if self._trace is not None:
+            self._trace.abandon()
+
+    def rebuild(self) -> None:
+        """As `hpcvol.elastic.membership.Part`: the run is kept, and told of, by members that live."""
+        kept = self._copies.keeps
+        self._copies.renew()
+        keeps, first = self._copies.keeps, self.run.is_first
+        with together(self._group, "taking the run over"):
+            if keeps and not kept:
+                self._saver.take_over(self._checkpoints_of_run())
+            hook = load_hook(self._config.here()) if first else None
+            self._report.take_over(self._run_dir / METRICS_NAME if keeps else None, hook, speaks=first)
+
+    def _begin_view(self) -> None:
+        """Claim the run for these members."""
+        group, views = self._group, Views(self._run_dir) if self._copies.sees else None
+        view = 0
+        with together(group, "claiming the run"):
+            if group.rank == self._copies.keepers[0] and views is not None:
+                view = views.begin(group.members)
+        self.run.membership.claim_with(views, group.broadcast_object(view, self._copies.keepers[0]))
+
+    def _checkpoints_of_run(self) -> Checkpoints:
+        folder = self._run_dir / CHECKPOINTS_NAME
+        return Checkpoints(folder, self._config.checkpoint.keep, self.run.membership.check_view)
 
     def _resume(self) -> Found | None:
         """Go on from the newest checkpoint that is whole; return it, None where there is none. Collective."""
@@ -253,21 +287,20 @@ class Trainer:
                     step.backward(output.loss, output.weight, output.metrics)
                 except Exception as error:
                     step.fail(error)  # one error for all members, rather than one from each
+            self._tell_of_losses(step.index)
             self._progress.count(step)
             self._pace.count(step.shares)
             self._log(step)
             best = self._validation_is_due() and self._validate()
             compare = self._trace is not None and self._trace.wants_clocks_compared
-            notices = exchange(
-                self._group, self._saver, self._cadence, self.run.step, stop=stop.requested, compare_clocks=compare
-            )
+            notices = self._exchange(stop.requested, compare)
             if self._trace is not None and notices & Notice.CLOCKS:
-                self._trace.compare_clocks()
+                self.run.membership.attempt(self._trace.compare_clocks)
             if news := self._saver.news():
                 self._report.say(news)
             if notices & Notice.STOP:
                 self._save(best=best)
-                self._wait_for_checkpoint()
+                self._wait_for_checkpoint(best=best)
                 self._report.say(f"stopped on request after step {self.run.step}, with a checkpoint")
                 return False
             if best or notices & Notice.DUE:
@@ -275,6 +308,23 @@ class Trainer:
             if self._exhausted():
                 break
         return True
+
+    def _exchange(self, stop: bool, compare_clocks: bool) -> Notice:
+        return self.run.membership.attempt(
+            lambda: exchange(
+                self._group, self._saver, self._cadence, self.run.step, stop=stop, compare_clocks=compare_clocks
+            )
+        )
+
+    def _tell_of_losses(self, step: int) -> None:
+        lost = self.run.membership.lost[self._told_lost :]
+        self._told_lost += len(lost)
+        if lost:
+            left = self._group.size
+            self._report.say(
+                f"{' and '.join(lost)} {'has' if len(lost) == 1 else 'have'} died in step {step}: {left} "
+                f"{'member goes' if left == 1 else 'members go'} on"
+            )
 
     def _forward(self, unit: Unit) -> Any:
         bf16 = self._config.train.precision == "bf16"
@@ -353,10 +403,16 @@ class Trainer:
         }
         self._saver.save(self.run.step, self.run.model, self.run.optimizer, state, best=best)
 
-    def _wait_for_checkpoint(self) -> None:
-        """Wait until the last checkpoint is written. Collective."""
-        with together(self._group, "writing a checkpoint"):
-            self._saver.wait()
+    def _wait_for_checkpoint(self, *, best: bool) -> None:
+        """Wait until the checkpoint of the present step is written. Collective."""
+
+        def wait() -> None:
+            if self._saver.step != self.run.step:  # the member that was writing it has died
+                self._save(best=best)
+            with together(self._group, "writing a checkpoint"):
+                self._saver.wait()
+
+        self.run.membership.attempt(wait)
 
     def _seconds(self) -> float:
         return self._progress.seconds + time.monotonic() - self._began
@@ -366,17 +422,22 @@ class Trainer:
         best = self._data.val is not None and self._progress.validated_step != self.run.step and self._validate()
         if best or self._saver.step != self.run.step:
             self._save(best=best)
-        self._wait_for_checkpoint()
+        self._wait_for_checkpoint(best=best)
         test = self._evaluate(self._data.test)
         summary = summarise(self.run, self._progress, test, self._seconds())
-        with together(self._group, "writing the summary"):
-            if self._copies.keeps:
-                path = self._run_dir / SUMMARY_NAME
-                with writing(path):
-                    write_whole(path, json.dumps(finite(summary), indent=1) + "\n")
+
+        def write() -> None:
+            with together(self._group, "writing the summary"):
+                if self._copies.keeps:
+                    self.run.membership.check_view()
+                    path = self._run_dir / SUMMARY_NAME
+                    with writing(path):
+                        write_whole(path, json.dumps(finite(summary), indent=1) + "\n")
+
+        self.run.membership.attempt(write)
         for line in conclusion(summary):
             self._report.say(line)
-        if slow := self._pace.slow_member():
+        if slow := self._pace.slow_member(self._group.members):
             member, times = slow
             who = self._group.name_of(self._group.members.index(member))
             self._report.say(
