@@ -56,7 +56,7 @@ def letting_nobody_wait(communicator: "MPI.Comm") -> Iterator[None]:
         raise
 
 
-def tells_of_loss(error: BaseException) -> bool:
+def tells_of_loss(error: BaseException | None) -> bool:
     """Return whether `error` says that a member died, or that another one has found that out. Local."""
     from mpi4py import MPI
 

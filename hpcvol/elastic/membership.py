@@ -5,11 +5,13 @@ What members do together is done on all that live or on none: they try it, and t
 nobody else can touch what they share or write what they write, set up again what rests on the group, and try again.
 """
 
+import sys
 import time
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from hpcvol.comm import Group, together
+from hpcvol.comm.failures import enumerate_names
 from hpcvol.comm.faults import tells_of_loss
 from hpcvol.comm.processes import Process
 from hpcvol.comm.surviving import survives_failures
@@ -143,7 +145,12 @@ class Membership:
                 break
         if error is not None:
             raise error
-        self.lost += [name for member, name in before.items() if member not in group.members]
+        gone = [name for member, name in before.items() if member not in group.members]
+        self.lost += gone
+        if group.rank == 0 and gone:
+            have = "has" if len(gone) == 1 else "have"
+            go = "1 member goes" if group.size == 1 else f"{group.size} members go"
+            print(f"hpcvol: {enumerate_names(gone)} {have} died: {go} on", file=sys.stderr, flush=True)
 
     def _claim(self, before: set[int], dead: set[int]) -> None:
         """Return if these members may go on without the others. Collective.

@@ -84,7 +84,6 @@ class Trainer:
         self._run_dir = Path(run_dir)
         self._fresh = fresh
         self._stop = stop
-        self._told_lost = 0
         self._progress = Progress()
         self._pace = Pace()
         self._group = start_mpi() if group is None else group
@@ -287,7 +286,6 @@ class Trainer:
                     step.backward(output.loss, output.weight, output.metrics)
                 except Exception as error:
                     step.fail(error)  # one error for all members, rather than one from each
-            self._tell_of_losses(step.index)
             self._progress.count(step)
             self._pace.count(step.shares)
             self._log(step)
@@ -315,16 +313,6 @@ class Trainer:
                 self._group, self._saver, self._cadence, self.run.step, stop=stop, compare_clocks=compare_clocks
             )
         )
-
-    def _tell_of_losses(self, step: int) -> None:
-        lost = self.run.membership.lost[self._told_lost :]
-        self._told_lost += len(lost)
-        if lost:
-            left = self._group.size
-            self._report.say(
-                f"{' and '.join(lost)} {'has' if len(lost) == 1 else 'have'} died in step {step}: {left} "
-                f"{'member goes' if left == 1 else 'members go'} on"
-            )
 
     def _forward(self, unit: Unit) -> Any:
         bf16 = self._config.train.precision == "bf16"

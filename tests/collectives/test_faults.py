@@ -124,6 +124,6 @@ def test_every_other_rank_gets_an_error(call: str, run_program: RunProgram, tmp_
     assert (tmp_path / "struck").read_text() == call
     for rank in (0, 1, 3):
         said = json.loads((tmp_path / f"rank{rank}.json").read_text())
-        assert said["error"] == "MemberError", said
+        assert said["error"] == "LostMemberError", said
         assert "has died" in said["text"]
         assert said["seconds"] < SECONDS

@@ -89,7 +89,7 @@ def test_every_other_rank_gets_an_error(call: str, run_program: RunProgram, tmp_
     assert (tmp_path / "struck").read_text() == call, ended.stderr
     for rank in (0, 2):
         said = json.loads((tmp_path / f"rank{rank}.json").read_text())
-        assert said["error"] == "MemberError", said
+        assert said["error"] == "LostMemberError", said
         assert "has died" in said["text"]
         assert "allreduce sum float32[1048576]" in said["text"]
         assert said["seconds"] < SECONDS

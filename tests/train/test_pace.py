@@ -31,9 +31,9 @@ def test_a_stretch_is_summed_up() -> None:
 def test_a_member_is_slow_by_its_seconds_a_sample() -> None:
     pace = Pace()
     pace.count(shares(4.0, 4.0, 2.1, samples=(8, 8, 4)))  # less to do, and as fast but for a little
-    assert pace.slow_member() is None
+    assert pace.slow_member([0, 1, 2, 3]) is None
     pace.count(shares(4.0, 4.0, 8.0, samples=(8, 8, 4)))
-    slow = pace.slow_member()
+    slow = pace.slow_member([0, 1, 2, 3])
     assert slow is not None
     assert slow[0] == 2
     assert slow[1] == pytest.approx((10.1 / 8) / 0.5)
@@ -42,7 +42,7 @@ def test_a_member_is_slow_by_its_seconds_a_sample() -> None:
 def test_one_member_and_idle_ones_are_not_slow() -> None:
     pace = Pace()
     pace.count(shares(5.0, 0.1, samples=(8, 0)))
-    assert pace.slow_member() is None
+    assert pace.slow_member([0, 1, 2, 3]) is None
 
 
 SLOWED = """

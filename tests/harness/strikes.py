@@ -1,0 +1,41 @@
+"""Members that die at named points: what a program imports to have itself killed at the n-th time it gets there.
+
+Points are the names of the spans that every room records for the trace. STRIKES is JSON: a list of [member, point, n].
+A member that dies leaves a file `struck-MEMBER-POINT` in the folder STRUCK first: a test asserts that it is there.
+"""
+
+import json
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hpcvol import environment, tracing
+
+MEMBER = int(environment.variable("OMPI_COMM_WORLD_RANK") or 0)
+
+
+def install() -> None:
+    """From now on die where STRIKES says."""
+    plan = [
+        (point, nth) for member, point, nth in json.loads(environment.variable("STRIKES") or "[]") if member == MEMBER
+    ]
+    folder = Path(environment.variable("STRUCK") or ".")
+    seen: Counter[str] = Counter()
+
+    def reached(name: str) -> None:
+        seen[name] += 1
+        if (name, seen[name]) in plan:
+            (folder / f"struck-{MEMBER}-{name.replace(' ', '_')}").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def striking(function: Callable[..., Any]) -> Callable[..., Any]:
+        def struck(name: str, *args: Any, **kwargs: Any) -> Any:
+            reached(name)
+            return function(name, *args, **kwargs)
+
+        return struck
+
+    tracing.span, tracing.record = striking(tracing.span), striking(tracing.record)

@@ -1,0 +1,125 @@
+"""Members that are killed at any point: those that live go on, and the weights are those of a quiet run."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launched import RunProgram
+
+from hpcvol import environment
+from hpcvol.comm import launch_command
+from hpcvol.comm.launch import loaded_library
+from hpcvol.comm.launcher import OPEN_MPI, vendor_of
+
+Said = dict[str, Any]
+
+NUM_RANKS = 4
+STEPS = 6
+SECONDS = 100.0
+
+LOOP = """
+import hashlib, json, os, sys
+from pathlib import Path
+import torch
+from torch import nn
+sys.path.insert(0, os.environ["HARNESS"])
+import strikes
+import hpcvol
+
+class Numbers(torch.utils.data.Dataset):
+    def __len__(self):
+        return 90
+    def __getitem__(self, i):
+        generator = torch.Generator().manual_seed(i)
+        x = torch.randn(12, generator=generator)
+        return {"x": x, "y": (x.sum() > 0).long()}
+
+strikes.install()
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(12, 40), nn.BatchNorm1d(40), nn.ReLU(), nn.Dropout(0.3), nn.Linear(40, 2))
+loss = lambda unit: nn.functional.cross_entropy(model(unit["x"]), unit["y"])
+run = hpcvol.start(model, torch.optim.AdamW(model.parameters(), 1e-2), Numbers(), 24, 3, sum=sys.argv[2])
+losses = []
+for step in run.steps(int(sys.argv[3])):
+    for unit in step:
+        step.backward(loss(unit))
+    losses.append(step.loss)
+    if step.index % 2:
+        losses.append(run.evaluate(loss, Numbers()).loss)
+state = b"".join(value.numpy().tobytes() for value in model.state_dict().values())
+said = {
+    "weights": hashlib.sha256(state).hexdigest(),
+    "losses": losses,
+    "lost": run.membership.lost,
+    "members": run.group.members,
+}
+Path(sys.argv[1], f"member{run.member}.json").write_text(json.dumps(said))
+"""
+
+# In the order in which they are reached; each of these runs loses up to three of its four members.
+PLANS = {
+    "once, at the beginning of the first sum": [[3, "gather records", 1]],
+    "the first one, while it computes": [[0, "forward", 9]],
+    "one after the other": [[1, "backward", 12], [0, "all-reduce sum", 6], [3, "optimizer", 4]],
+    "two at the same point": [[1, "gather records", 3], [2, "gather records", 3], [0, "step", 4]],
+    "around the commit": [[2, "all-reduce max", 4], [1, "optimizer", 3], [0, "evaluation", 2]],
+}
+
+
+@pytest.fixture(autouse=True)
+def _outlives_deaths() -> None:
+    if vendor_of(loaded_library()) != OPEN_MPI:
+        pytest.skip("ranks outlive the death of others under Open MPI only")
+
+
+def train(folder: Path, run_program: RunProgram, ranks: int, strikes: list[list[Any]], sum: str) -> list[Said]:
+    """Train; return what the members that lived to the end said, in the order of their ids."""
+    folder.mkdir()
+    (folder / "loop.py").write_text(LOOP)
+    program = [sys.executable, str(folder / "loop.py"), str(folder), sum, str(STEPS)]
+    launch = launch_command(ranks, program, elastic=True)
+    variables = {
+        "HARNESS": str(Path(__file__).parents[1] / "harness"),
+        "STRIKES": json.dumps(strikes),
+        "STRUCK": str(folder),
+        "OMP_NUM_THREADS": "1",
+    }
+    run_program(launch.argv, variables={**environment.snapshot(), **launch.environment, **variables}, seconds=SECONDS)
+    for member, point, _ in strikes:
+        assert (folder / f"struck-{member}-{str(point).replace(' ', '_')}").exists(), f"{point} was not reached"
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("member*.json"))]
+
+
+@pytest.fixture(scope="module")
+def quiet() -> dict[str, Said]:
+    """What an undisturbed run of one rank says, by its sum; filled by the first test that asks."""
+    return {}
+
+
+@pytest.mark.limit_seconds(240)
+@pytest.mark.parametrize("plan", PLANS)
+def test_the_weights_are_those_of_a_quiet_run(
+    plan: str, tmp_path: Path, run_program: RunProgram, quiet: dict[str, Said]
+) -> None:
+    if "exact" not in quiet:
+        (quiet["exact"],) = train(tmp_path / "quiet", run_program, 1, [], "exact")
+    strikes = PLANS[plan]
+    said = train(tmp_path / "struck", run_program, NUM_RANKS, strikes, "exact")
+    victims = {member for member, *_ in strikes}
+    assert len(said) == NUM_RANKS - len(victims)
+    for one in said:
+        assert one["members"] == [member for member in range(NUM_RANKS) if member not in victims]
+        assert len(one["lost"]) == len(victims)
+        assert one["weights"] == quiet["exact"]["weights"]
+        assert one["losses"] == quiet["exact"]["losses"]
+
+
+@pytest.mark.limit_seconds(120)
+def test_the_float_sum_computes_the_step_again(tmp_path: Path, run_program: RunProgram) -> None:
+    strikes = [[1, "all-reduce sum", 3], [0, "optimizer", 4]]
+    said = train(tmp_path / "struck", run_program, 3, strikes, "float")
+    assert [one["members"] for one in said] == [[2]]
+    assert len(said[0]["losses"]) == STEPS + STEPS // 2
+    assert said[0]["losses"][-1] < 1.0

@@ -1,0 +1,60 @@
+"""A run in a directory outlives the members that keep it and tell of it."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from digits_project import Project, what_decides
+from launched import RunProgram
+
+from hpcvol.comm.launch import loaded_library
+from hpcvol.comm.launcher import OPEN_MPI, vendor_of
+
+SECONDS = 150.0
+STRIKING = "import sys; sys.path.insert(0, {harness!r}); import strikes; strikes.install()\n"
+OVERRIDES = ("--set", "train.steps=12", "--set", "checkpoint.every_steps=3")
+
+PLANS = {
+    "the first one, while it writes a checkpoint": [[0, "checkpoint write", 2]],
+    "the first two, as members tell each other what is up": [[0, "exchange notices", 3], [1, "exchange notices", 7]],
+    "the first one, when only the last checkpoint is left": [[0, "checkpoint write", 4]],
+}
+
+
+@pytest.fixture(autouse=True)
+def _outlives_deaths() -> None:
+    if vendor_of(loaded_library()) != OPEN_MPI:
+        pytest.skip("ranks outlive the death of others under Open MPI only")
+
+
+def train(project: Project, run_program: RunProgram, run: str, ranks: int, strikes: list[list[Any]]) -> str:
+    argv = [sys.executable, "-m", "hpcvol.cli", "train", str(project.job), "-n", str(ranks), *OVERRIDES]
+    variables = {"STRIKES": json.dumps(strikes), "STRUCK": str(project.folder)}
+    ended = run_program([*argv, "--run-dir", str(project.folder / run)], variables=variables, seconds=SECONDS)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    for member, point, _ in strikes:
+        assert (project.folder / f"struck-{member}-{str(point).replace(' ', '_')}").exists(), f"{point} was not reached"
+    return ended.stdout + ended.stderr
+
+
+@pytest.mark.limit_seconds(400)
+@pytest.mark.parametrize("plan", PLANS)
+def test_the_run_goes_on_and_ends_as_a_quiet_one(plan: str, project: Project, run_program: RunProgram) -> None:
+    code = (project.folder / "digits.py").read_text()
+    harness = str(Path(__file__).parents[1] / "harness")
+    project.write("digits.py", code.replace("\nimport ", f"\n{STRIKING.format(harness=harness)}import ", 1))
+    train(project, run_program, "quiet", 1, [])
+    strikes = PLANS[plan]
+    said = train(project, run_program, "struck", 3, strikes)
+    assert "died: " in said
+    assert said.count("complete: 12 steps") == 1
+    assert what_decides(project.summary("struck")) == what_decides(project.summary("quiet"))
+    assert [line["step"] for line in project.metrics("struck")] == [line["step"] for line in project.metrics("quiet")]
+    assert project.steps("struck")[-1] == 12
+    views = sorted(path.name for path in (project.folder / "struck" / "views").iterdir())
+    assert len(views) >= 2
+    ours = [json.loads((project.folder / "struck" / "views" / name).read_text())["members"] for name in views]
+    assert ours[0] == [0, 1, 2]
+    assert not {member for member, *_ in strikes} & set(ours[-1])
