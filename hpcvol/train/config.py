@@ -285,7 +285,7 @@ class ElasticConfig(_Section):
     """What becomes of a run when members die."""
 
     enabled: bool = Field(
-        default=True,
+        default=False,
         description="The run goes on without members that die, where the MPI can: Open MPI from version 5, started by "
         "`hpcvol train`, or by `mpiexec --with-ft ulfm`. Otherwise their death ends it.",
     )
