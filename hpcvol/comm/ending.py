@@ -10,13 +10,15 @@ import termios
 import threading
 import time
 import traceback
+from contextlib import suppress
 from types import TracebackType
 from typing import NoReturn
 
 from hpcvol.comm.calls import live_calls
 from hpcvol.comm.group import Group
 from hpcvol.comm.launcher import launcher
-from hpcvol.errors import CommError, HpcvolError
+from hpcvol.comm.surviving import survives_failures
+from hpcvol.errors import CommError, HpcvolError, LostMemberError
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -136,7 +138,7 @@ def _leave(pid: int) -> None:
     said = f"hpcvol: error: {_world.name_of_me} gave a collective call up after an error: ending the run\n"
     if not _calls_were_given_up():
         try:
-            _world.leave()
+            _leave_with_all_that_live(_world)
         except CommError as error:
             said = _report(error)
         except (HpcvolError, MPI.Exception) as error:
@@ -147,6 +149,20 @@ def _leave(pid: int) -> None:
     time.sleep(_SPEAKER_SECONDS)  # those who wait for this member in another call say so, and end it meanwhile
     print(said, end="", file=sys.stderr)
     end_all(EXIT_FAILED)
+
+
+def _leave_with_all_that_live(world: Group) -> None:
+    while True:
+        try:
+            world.leave()
+        except LostMemberError:
+            if not survives_failures():
+                raise
+            world.agree(False)
+            with suppress(LostMemberError):
+                world.shrink()
+        else:
+            return
 
 
 def _on_uncaught(_: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
