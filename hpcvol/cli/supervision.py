@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ import psutil
 
 # mpiexec needs half a second to end its ranks after a SIGTERM, more where they are on other nodes.
 _END_SECONDS = 3.0
+# Open MPI's launcher now and then misses the end of its last rank when another one had been killed, and waits for ever.
+_ALONE_SECONDS = 5.0
+_LOOK_SECONDS = 1.0
 # Asks, however often: Slurm and a job script may both send it for one reason. Of the others a second one ends all.
 _REQUEST = signal.SIGUSR1
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -29,10 +33,12 @@ class Ending:
     Attributes:
         status: its exit status, negative for the signal that ended it.
         stopped: whether it was asked to stop, by a signal to this process.
+        outlived: whether it was ended here because all that it had started was gone.
     """
 
     status: int
     stopped: bool
+    outlived: bool = False
 
 
 class _EndNow(BaseException):
@@ -68,7 +74,7 @@ def supervise(argv: Sequence[str], variables: Mapping[str, str]) -> Ending:
     SIGHUP ends the command and all that it started on this node.
 
     Returns:
-        Its status, and whether it was asked to stop.
+        Its status, and why it ended.
     """
     supervisor = _Supervisor()
     with _handling(supervisor):
@@ -77,10 +83,27 @@ def supervise(argv: Sequence[str], variables: Mapping[str, str]) -> Ending:
             supervisor.process = process
             if supervisor.requested:
                 raise _EndNow
-            process.wait()
+            outlived = not _ends_by_itself(process)
         except _EndNow:
+            outlived = False
             end_session(process)
-    return Ending(process.wait(), stopped=supervisor.requested)
+    return Ending(process.wait(), supervisor.requested, outlived)
+
+
+def _ends_by_itself(process: subprocess.Popen[bytes]) -> bool:
+    """Wait for the end of `process`; end it where it had children and has been without any for a while."""
+    launcher = psutil.Process(process.pid)
+    had_children, alone_since = False, time.monotonic()
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_LOOK_SECONDS)
+            return True
+        with suppress(psutil.NoSuchProcess):
+            if any(child.status() != psutil.STATUS_ZOMBIE for child in launcher.children()):
+                had_children, alone_since = True, time.monotonic()
+        if had_children and time.monotonic() - alone_since > _ALONE_SECONDS:
+            process.kill()
+            return False
 
 
 @contextmanager

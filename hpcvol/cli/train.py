@@ -97,6 +97,8 @@ def _launch(num_ranks: int, arguments: list[str], completion: Completion, *, ela
 
 
 def _words(ending: Ending) -> str:
+    if ending.outlived:
+        return "the launcher outlived its ranks and was ended"
     return f"the launcher was ended by signal {-ending.status}" if ending.status < 0 else f"status {ending.status}"
 
 

@@ -37,6 +37,7 @@ def on_usr1(*_):
 signal.signal(signal.SIGUSR1, on_usr1)
 signal.signal(signal.SIGINT, lambda *_: print("launcher got INT", flush=True))
 subprocess.Popen([sys.executable, "-c", sys.argv[1]], process_group=0) if sys.argv[2] == "goes on" else None
+subprocess.Popen(["sleep", "3"]) if sys.argv[2] == "misses an end" else None
 print("launcher", os.getsid(0) == os.getpid(), flush=True)
 while True: signal.pause()
 """
@@ -76,7 +77,7 @@ def test_the_first_signal_asks_the_launcher_to_stop(number: signal.Signals) -> N
         assert until(process.stdout, "launcher ") == "True"  # a session of its own, out of reach of the terminal
         os.killpg(process.pid, number)  # as a terminal does: to the whole group
         assert until(process.stdout, "launcher got ") == "USR1"
-        assert until(process.stdout, "Ending") == "(status=7, stopped=True)"
+        assert until(process.stdout, "Ending") == "(status=7, stopped=True, outlived=False)"
 
 
 def test_the_second_signal_ends_all_even_what_ignores_requests() -> None:
@@ -85,7 +86,7 @@ def test_the_second_signal_ends_all_even_what_ignores_requests() -> None:
         process.send_signal(signal.SIGINT)
         assert until(process.stdout, "launcher got ") == "USR1"
         process.send_signal(signal.SIGINT)
-        assert until(process.stdout, "Ending") == f"(status={-signal.SIGTERM}, stopped=True)"
+        assert until(process.stdout, "Ending") == f"(status={-signal.SIGTERM}, stopped=True, outlived=False)"
         assert process.wait() == 0
         psutil.wait_procs([rank], timeout=10)
         assert not rank.is_running()
@@ -101,7 +102,7 @@ def test_requests_of_a_job_script_do_not_add_up_to_an_end() -> None:
         process.send_signal(signal.SIGUSR1)
         assert rank.is_running()
         process.send_signal(signal.SIGTERM)
-        assert until(process.stdout, "Ending") == f"(status={-signal.SIGTERM}, stopped=True)"
+        assert until(process.stdout, "Ending") == f"(status={-signal.SIGTERM}, stopped=True, outlived=False)"
 
 
 def test_without_a_signal_the_status_is_the_launchers() -> None:
@@ -112,4 +113,10 @@ def test_without_a_signal_the_status_is_the_launchers() -> None:
         input="not for the ranks",
         check=True,
     )
-    assert done.stdout == "in: \nEnding(status=5, stopped=False)\n"
+    assert done.stdout == "in: \nEnding(status=5, stopped=False, outlived=False)\n"
+
+
+def test_a_launcher_that_misses_the_end_of_its_ranks_is_ended() -> None:
+    """As Open MPI's does now and then; here the rank stays a zombie."""
+    with supervised("misses an end") as process:
+        assert until(process.stdout, "Ending") == f"(status={-signal.SIGKILL}, stopped=False, outlived=True)"

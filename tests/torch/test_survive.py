@@ -58,6 +58,9 @@ said = {
 Path(sys.argv[1], f"member{run.member}.json").write_text(json.dumps(said))
 """
 
+# As `hpcvol train` does: a launcher that misses the end of its last rank is ended.
+SUPERVISED = "import os, sys; from hpcvol.cli.supervision import supervise; supervise(sys.argv[1:], dict(os.environ))"
+
 # In the order in which they are reached; each of these runs loses up to three of its four members.
 PLANS = {
     "once, at the beginning of the first sum": [[3, "gather records", 1]],
@@ -80,13 +83,14 @@ def train(folder: Path, run_program: RunProgram, ranks: int, strikes: list[list[
     (folder / "loop.py").write_text(LOOP)
     program = [sys.executable, str(folder / "loop.py"), str(folder), sum, str(STEPS)]
     launch = launch_command(ranks, program, elastic=True)
+    argv = [sys.executable, "-c", SUPERVISED, *launch.argv]
     variables = {
         "HARNESS": str(Path(__file__).parents[1] / "harness"),
         "STRIKES": json.dumps(strikes),
         "STRUCK": str(folder),
         "OMP_NUM_THREADS": "1",
     }
-    run_program(launch.argv, variables={**environment.snapshot(), **launch.environment, **variables}, seconds=SECONDS)
+    run_program(argv, variables={**environment.snapshot(), **launch.environment, **variables}, seconds=SECONDS)
     for member, point, _ in strikes:
         assert (folder / f"struck-{member}-{str(point).replace(' ', '_')}").exists(), f"{point} was not reached"
     return [json.loads(path.read_text()) for path in sorted(folder.glob("member*.json"))]
