@@ -21,7 +21,7 @@ CASES = {
     "mismatch": (
         "if world.rank == 3: world.barrier()\nallreduce(world, vector, 'sum', 'ring')",
         r"error: members disagree about collective call \d+ of their group:\n  member \d \(h\d\) calls? "
-        r"(barrier|allreduce sum float32\[1000\]) at <string>:\d+ <module>\n  member \d \(h\d\) calls? ",
+        r"(barrier|allreduce sum float32\[1000\] by ring) at <string>:\d+ <module>\n  member \d \(h\d\) calls? ",
     ),
     "leaves": (
         "if world.rank == 3: sys.exit(0)\nallreduce(world, vector, 'sum', 'ring')",
