@@ -1,1 +1,1 @@
-"""Who is in the run and who does what: membership, views, dealing of units, commit, ledger."""
+"""Who is in the run and who does what: membership, views, units, the bag, dealing."""
