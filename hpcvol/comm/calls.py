@@ -269,7 +269,7 @@ class Calls:
         return site(stack_of(sys._getframe())) + (self.note and f" after {self.note}")
 
     def locate(self, rank: int) -> str:
-        """Return where in its code the rank of the group is, "" where nobody knows. Local, a second at most."""
+        """Return where in its code the rank of the group is, "" where nobody knows. Local, some seconds at most."""
         return "" if _locate is None else _locate(self, rank)
 
     def rows(self) -> dict[int, Row]:

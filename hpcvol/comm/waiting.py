@@ -34,19 +34,19 @@ class Spinning:
 
     def until(self, done: Callable[[], bool], poll: Callable[[], None]) -> None:
         """Wait as `Waiting` says."""
-        for _ in range(_EAGER_LOOKS):
-            if done():
-                return
         began = polled = time.monotonic()
+        looks = 0
         while not done():
+            # On a busy machine one look can take long: the clock decides, however few looks there were.
+            looks += 1
             now = time.monotonic()
-            if now - began < _EAGER_SECONDS:
-                os.sched_yield()
-                continue
-            time.sleep(_PAUSE_SECONDS)
             if now - polled > POLL_SECONDS:
                 poll()
                 polled = now
+            if now - began >= _EAGER_SECONDS:
+                time.sleep(_PAUSE_SECONDS)
+            elif looks > _EAGER_LOOKS:
+                os.sched_yield()
 
 
 @dataclass(frozen=True)

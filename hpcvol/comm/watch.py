@@ -34,6 +34,8 @@ _FIRST_LOOK_SECONDS = 1.0
 _MOST_BETWEEN_LOOKS_SECONDS = 15.0
 # How long a member that was told to fail may take to raise, before it is taken to be inside the MPI library.
 _GRACE_SECONDS = 2.0
+# For its place in the code: both sides of a mismatch ask each other while all start to fail, on busy cores.
+_TIMES_TO_ASK = 3
 # How many members a report tells about.
 _MAX_ACCOUNTS = 8
 _NS = 1e-9
@@ -291,8 +293,10 @@ class Watch:
 
     def _locate(self, calls: Calls, rank: int) -> str:
         with suppress(ConnectionRefusedError):
-            answer = self._peers.ask(calls.members[rank], {"ask": "place", "group": calls.name})
-            return "" if answer is None else str(answer["place"])
+            for _ in range(_TIMES_TO_ASK):
+                answer = self._peers.ask(calls.members[rank], {"ask": "place", "group": calls.name})
+                if answer is not None:
+                    return str(answer["place"])
         return ""
 
     def _show_everything(self) -> None:

@@ -68,8 +68,10 @@ def test_both_sides_are_shown(own: Group, algorithm: Algorithm, what: str, numel
     assert "members disagree about collective call" in text
     assert re.search(
         rf"{re.escape(own.name_of(own.size - 1))} calls {re.escape(said)} at .*test_disagreement.py:", text
-    )
-    assert re.search(rf" calls? allreduce sum float32\[{numel}\]{pinned(algorithm)} at .*test_disagreement.py:", text)
+    ), text
+    assert re.search(
+        rf" calls? allreduce sum float32\[{numel}\]{pinned(algorithm)} at .*test_disagreement.py:", text
+    ), text
 
 
 def test_a_first_call_of_another_algorithm_is_told_too(own: Group) -> None:
