@@ -1,4 +1,4 @@
-"""Two ways of waiting for messages: as fast as can be, or without taking the core from a thread that computes."""
+"""How messages are waited for: as fast as can be; a thread beside one that computes brings its own way."""
 
 import os
 import time
@@ -47,31 +47,3 @@ class Spinning:
                 time.sleep(_PAUSE_SECONDS)
             elif looks > _EAGER_LOOKS:
                 os.sched_yield()
-
-
-@dataclass(frozen=True)
-class Sleeping:
-    """For a thread beside one that computes: sleeps between two looks, longer each time.
-
-    A wait in the MPI library, and `Spinning`, would take half of the core from the thread that computes.
-
-    Args:
-        least_seconds: the first sleep.
-        most_seconds: the longest.
-        spin_ns: as `Waiting` says.
-    """
-
-    least_seconds: float = 20e-6
-    most_seconds: float = 1e-3
-    spin_ns: int = 10_000
-
-    def until(self, done: Callable[[], bool], poll: Callable[[], None]) -> None:
-        """Wait as `Waiting` says."""
-        pause, slept = self.least_seconds, 0.0
-        while not done():
-            time.sleep(pause)
-            slept += pause
-            pause = min(2 * pause, self.most_seconds)
-            if slept > POLL_SECONDS:
-                poll()
-                slept = 0.0

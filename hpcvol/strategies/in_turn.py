@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from hpcvol.comm import Group, threads_may_communicate
-from hpcvol.comm.waiting import POLL_SECONDS, Sleeping, Spinning
+from hpcvol.comm.waiting import POLL_SECONDS, Spinning
 from hpcvol.errors import CommError
 
 Job = Callable[[], None]
@@ -25,6 +25,7 @@ def turns_of(group: Group) -> "InTurn":
 
 _LEAST_SECONDS = 50e-6
 _MOST_SECONDS = 1e-3
+_SPIN_NS = 10_000
 
 
 class InTurn:
@@ -117,7 +118,7 @@ class _Waiting:
     @property
     def spin_ns(self) -> int:
         """As `hpcvol.comm.waiting.Waiting` says."""
-        return Spinning.spin_ns if self.hurry else Sleeping.spin_ns
+        return Spinning.spin_ns if self.hurry else _SPIN_NS
 
     def until(self, done: Callable[[], bool], poll: Callable[[], None]) -> None:
         """Wait as `hpcvol.comm.waiting.Waiting` says."""
