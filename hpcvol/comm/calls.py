@@ -81,6 +81,9 @@ LEAVING = 19  # 1 when the program of this rank has come to its end
 PHASES = 24  # from here on: how far the kernels of shared memory are within a call
 BOARD_NUMEL = 64
 
+# Calls of these names begin with one exchange among all ranks, which ends also where they are in different ones.
+_MEETINGS = ("barrier", "broadcast_object", "gather_objects", "any", "union", "split", "exit")
+
 _LINE = struct.Struct("3q")
 
 _live: "weakref.WeakSet[Calls]" = weakref.WeakSet()
@@ -132,6 +135,11 @@ class Call:
     def code(self) -> int:
         """The fingerprint without the length."""
         return self.fingerprint >> NUMEL_BITS
+
+    @property
+    def meets(self) -> bool:
+        """Whether it begins with an exchange among all ranks, where those that disagree find out and can go on."""
+        return self.name in _MEETINGS
 
     def __str__(self) -> str:
         """Such as `allreduce sum float32[25000]`, and ` by ring` where an algorithm was asked for."""
@@ -195,7 +203,7 @@ class Calls:
         processes: by place on `boards`; none where boards are not shared.
         abandoned: whether this rank gave a call up, which other ranks may still be in.
         place: where in its code this rank gave a call up.
-        somebody_died_at: when this rank saw first that a rank died for which it waits, `time.monotonic()`.
+        suspicion: number of the call in which this rank saw first that it may wait in vain, and `time.monotonic()`.
         note: what went wrong on this rank before it came to the call at hand.
         boards: int64[ranks of the node][64], by node rank; this rank's alone where there is no shared memory.
         addresses: int64[ranks of the node], where each board is.
@@ -218,11 +226,13 @@ class Calls:
         self.ranks = [group.members.index(member) for member in node.members] if self.shared else [group.rank]
         self.abandoned = False
         self.place = ""
-        self.somebody_died_at: float | None = None
+        self.suspicion: tuple[int, float] | None = None
         self.note = ""
         self.processes: Sequence[Process] = memory.processes if memory is not None else ()
         self._mine = self.boards[self.me].data
         self._error: HpcvolError | None = None
+        self._told: tuple[int, HpcvolError] | None = None
+        self._raising: tuple[int, float] = (0, 0.0)
         self._polled_ns = 0
         with _live_lock:
             _live.add(self)
@@ -294,9 +304,18 @@ class Calls:
         """Whether this rank has called `poll` in the call that it is in."""
         return self._polled_ns > int(self._mine[ENTERED_NS])
 
-    def fail(self, error: HpcvolError) -> None:
-        """Make `poll` raise `error` from now on. Local; for the thread that watches."""
-        self._error = error
+    def fail(self, sequence: int, error: HpcvolError) -> None:
+        """Make `poll` raise `error` in call `sequence`, and from then on. Local; for the thread that watches."""
+        self._told = sequence, error
+
+    def about_to_raise(self) -> None:
+        """Say that this rank knows that its call fails, and will raise when it knows where the others are. Local."""
+        self._raising = self.identity[0], time.monotonic()
+
+    def raising_seconds(self) -> float | None:
+        """Return how long ago `about_to_raise` was called in the call that this rank is in, None if not. Local."""
+        sequence, since = self._raising
+        return time.monotonic() - since if sequence == self.identity[0] else None
 
     def poll(self) -> None:
         """Return if waiting on makes sense. Local; every wait of limited length calls this before it goes on.
@@ -307,6 +326,8 @@ class Calls:
             HpcvolError: whatever was given to `fail`.
         """
         self._polled_ns = time.monotonic_ns()
+        if self._error is None and self._told is not None and self._told[0] == self.identity[0]:
+            self._error = self._told[1]
         if self._error is None:
             self._error = trouble(self, self.here)
         if self._error is not None:

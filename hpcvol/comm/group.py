@@ -362,6 +362,7 @@ class Group:
         """Return the error for ranks that met in different calls. Collective: all tell each other where they are."""
         sequence = self.call_identity[-2]
         called = [Call.from_fingerprint(one) for one in fingerprints]
+        self.calls.about_to_raise()
         places: list[str] = self.communicator.allgather(self.calls.here())
         leaving = [rank for rank, one in enumerate(called) if one.name == "exit"]
         waiting = [rank for rank, one in enumerate(called) if one.name != "exit"]

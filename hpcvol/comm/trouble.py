@@ -12,16 +12,24 @@ if TYPE_CHECKING:
     from hpcvol.comm.calls import Calls, Progress, Row
 
 # Where one member ends the run for all the others see it die, and are ended a moment later: they had better be silent.
+# And ranks that disagree at a meeting learn it there, on a busy machine some time after it can be seen from outside.
 _SURE_SECONDS = 1.5
 # Between writing two places of a board: a peer that was interrupted there needs its processor back.
 _TORN_SECONDS = 0.002
 
 
 class Verdict(NamedTuple):
-    """Why waiting on makes no sense, and which rank of the group is the reason."""
+    """Why waiting on makes no sense, and which rank of the group is the reason.
+
+    Attributes:
+        kind: what is wrong.
+        rank: of the group.
+        meeting: whether both sides will learn it where all meet, unless somebody does not come.
+    """
 
     kind: Literal["mismatch", "left", "died"]
     rank: int
+    meeting: bool = False
 
 
 def judge(mine: "Progress", seen: Mapping[int, "Row"]) -> Verdict | None:
@@ -38,7 +46,8 @@ def judge(mine: "Progress", seen: Mapping[int, "Row"]) -> Verdict | None:
         theirs = row.progress
         called = theirs.called(mine.sequence)
         if called is not None and called != mine.call:
-            return Verdict("left" if called.name == "exit" else "mismatch", rank)
+            meeting = mine.call is not None and mine.call.meets and called.meets
+            return Verdict("left" if called.name == "exit" else "mismatch", rank, meeting)
         if theirs.sequence < mine.sequence and row.leaving and not leaves:
             return Verdict("left", rank)
         if not row.alive and (theirs.sequence < mine.sequence or (called is not None and theirs.inside)):
@@ -63,20 +72,25 @@ def trouble(calls: "Calls", here: Callable[[], str]) -> HpcvolError | None:
             return None
     # Both sides of a mismatch come here at the same time and ask each other where they are.
     calls.place = here()
+    calls.about_to_raise()
     return error_for(calls, mine, verdict, calls.rows())
 
 
 def is_sure(verdict: Verdict | None, calls: "Calls") -> TypeGuard[Verdict]:
-    """Return whether there is a verdict to act on: that somebody died only when it was so for a while. Local.
+    """Return whether there is a verdict to act on. Local.
 
-    Where members outlive a death they act on it at once: nobody ends them.
+    That somebody died, or that members disagree at a meeting, only when it was so for a while. Where members outlive a
+    death they act on it at once: nobody ends them.
     """
-    if verdict is None or verdict.kind != "died":
-        calls.somebody_died_at = None
+    if verdict is None or not (verdict.kind == "died" or verdict.meeting):
+        calls.suspicion = None
         return verdict is not None
-    now = time.monotonic()
-    calls.somebody_died_at = calls.somebody_died_at or now
-    return survives_failures() or now - calls.somebody_died_at > _SURE_SECONDS
+    if verdict.kind == "died" and survives_failures():
+        return True
+    sequence, now = calls.identity[0], time.monotonic()
+    if calls.suspicion is None or calls.suspicion[0] != sequence:
+        calls.suspicion = sequence, now
+    return now - calls.suspicion[1] > _SURE_SECONDS
 
 
 def error_for(calls: "Calls", mine: "Progress", verdict: Verdict, seen: Mapping[int, "Row"]) -> HpcvolError:

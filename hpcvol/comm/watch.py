@@ -34,6 +34,8 @@ _FIRST_LOOK_SECONDS = 1.0
 _MOST_BETWEEN_LOOKS_SECONDS = 15.0
 # How long a member that was told to fail may take to raise, before it is taken to be inside the MPI library.
 _GRACE_SECONDS = 2.0
+# And one that is about to raise: it asks others for their places, on a busy machine for long.
+_RAISING_SECONDS = 20.0
 # For its place in the code: both sides of a mismatch ask each other while all start to fail, on busy cores.
 _TIMES_TO_ASK = 3
 # How many members a report tells about.
@@ -172,7 +174,7 @@ class Watch:
         error = error_for(calls, mine, verdict, seen)
         if verdict.kind != "died" or not survives_failures():  # MPI lets go of those who wait for a dead member
             wait.failed_at, wait.error = time.monotonic(), error
-        calls.fail(error)
+        calls.fail(mine.sequence, error)
         told = {
             "ask": "fail",
             "group": calls.name,
@@ -189,12 +191,13 @@ class Watch:
         mine = calls.progress(calls.me)
         if mine.inside and mine.sequence == sequence:
             self._waits[calls] = _Wait(sequence, failed_at=time.monotonic(), error=error)
-            calls.fail(error)
+            calls.fail(sequence, error)
 
     def _end_if_it_stays(self, calls: Calls, wait: _Wait) -> None:
         """End the run where the main thread has not raised: it is inside the MPI library, and never will."""
         assert wait.failed_at is not None
-        if calls.abandoned:
+        raising = calls.raising_seconds()
+        if calls.abandoned or (raising is not None and raising < _RAISING_SECONDS):
             return
         waited = time.monotonic() - wait.failed_at
         speaks = wait.error is not None and wait.error.speaker == self._peers.me.member

@@ -234,7 +234,7 @@ def test_a_missing_rank_is_reported_by_poll(group: Group) -> None:
     own = group.split(0)
     vector = shared(own, 100, np.float32)
     if own.rank < own.size - 1:
-        own.calls.fail(MemberError("the last one is missing"))
+        own.calls.fail(own.calls.identity[0] + 1, MemberError("the last one is missing"))
         with pytest.raises(MemberError, match="is missing"):
             vector.allreduce()
     group.barrier()

@@ -84,7 +84,11 @@ def test_poll_shows_both_sides_of_a_mismatch(group: Group) -> None:
 def test_poll_raises_what_the_watch_found(group: Group) -> None:
     own = group.split(0)
     own.calls.poll()
-    own.calls.fail(MemberError("somebody left"))
+    own.calls.begin(Call.of("barrier"))
+    own.calls.fail(2, MemberError("somebody left"))
+    own.calls.poll()  # the watch may be late: that was said of another call
+    own.calls.end()
+    own.calls.begin(Call.of("barrier"))
     with pytest.raises(MemberError, match="somebody left"):
         own.calls.poll()
     own.close()

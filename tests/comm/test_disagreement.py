@@ -1,6 +1,8 @@
 """Members that make different calls, or leave early: an error on all that shows both sides, and nobody hangs."""
 
+import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from launched import RunRanks
@@ -41,6 +43,23 @@ def test_a_group_goes_on_after_a_disagreement_that_all_have_seen(group: Group) -
     if group.size > 1:
         with pytest.raises(MismatchError):
             group.broadcast_object("x", root=group.rank % 2)
+    assert group.gather_objects(group.rank) == list(range(group.size))
+
+
+def test_a_disagreement_is_left_to_the_meeting(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine interrupts one rank between its board and the meeting: others see it there, and wait for it."""
+    meet = Group.meet
+
+    def meet_late(self: Group, *given: Any) -> list[int]:
+        time.sleep(0.3)
+        return meet(self, *given)
+
+    if group.rank == 1:
+        monkeypatch.setattr(Group, "meet", meet_late)
+    if group.size > 1:
+        with pytest.raises(MismatchError):
+            group.broadcast_object("x", root=group.rank % 2)
+    monkeypatch.undo()
     assert group.gather_objects(group.rank) == list(range(group.size))
 
 

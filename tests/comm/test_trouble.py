@@ -1,5 +1,6 @@
 """What is known of other ranks, and what follows from it for one that waits."""
 
+import numpy as np
 import pytest
 from launched import RunRanks
 
@@ -7,6 +8,7 @@ from hpcvol.comm.calls import Call, Progress, Row
 from hpcvol.comm.trouble import Verdict, judge
 
 BARRIER, ANY, EXIT = Call.of("barrier"), Call.of("any"), Call.of("exit")
+SUM = Call.of("allreduce", np.dtype(np.float32), 7, "sum")
 
 
 def progress(sequence: int, call: Call | None, *, inside: bool = True, left: Call | None = None) -> Progress:
@@ -22,8 +24,12 @@ def row(sequence: int, call: Call | None, *, leaving: bool = False, alive: bool 
     [
         (BARRIER, row(3, BARRIER), None),
         (BARRIER, row(2, ANY, inside=False), None),
-        (BARRIER, row(3, ANY), "mismatch"),
-        (BARRIER, row(3, EXIT, leaving=True), "left"),
+        (BARRIER, row(3, SUM), "mismatch"),
+        (SUM, row(3, ANY), "mismatch"),
+        (SUM, row(3, EXIT, leaving=True), "left"),
+        # Both learn it where they meet.
+        (BARRIER, row(3, ANY), "mismatch at a meeting"),
+        (BARRIER, row(3, EXIT, leaving=True), "left at a meeting"),
         (BARRIER, row(2, ANY, inside=False, leaving=True), "left"),
         (BARRIER, row(3, BARRIER, inside=False, leaving=True), None),  # it is through, and this rank will be
         (BARRIER, row(2, ANY, inside=False, alive=False), "died"),
@@ -32,12 +38,13 @@ def row(sequence: int, call: Call | None, *, leaving: bool = False, alive: bool 
         # At the end of its program a rank says so first, and enters the call in which all leave a moment later.
         (EXIT, row(2, ANY, inside=False, leaving=True), None),
         (EXIT, row(3, EXIT, leaving=True), None),
-        (EXIT, row(3, BARRIER), "mismatch"),
+        (EXIT, row(3, BARRIER), "mismatch at a meeting"),
     ],
 )
 def test_who_waits_in_vain(mine: Call, theirs: Row, verdict: str | None) -> None:
     found = judge(progress(3, mine), {0: row(3, mine), 1: theirs})
-    assert found == (verdict and Verdict(verdict, 1))  # type: ignore[arg-type]
+    kind, _, meeting = (verdict or "").partition(" ")
+    assert found == (verdict and Verdict(kind, 1, bool(meeting)))  # type: ignore[arg-type]
 
 
 SLOW_TO_LEAVE = """

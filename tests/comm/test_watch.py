@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from launched import RunRanks
@@ -134,6 +135,39 @@ def test_who_waits_inside_the_mpi_library_is_freed_from_a_mismatch(run_ranks: Ru
     assert "hpcvol: error: members disagree about collective call 1 of their group:" in ended.stderr
     assert re.search(r"member 0 \(.*\) calls allreduce sum float64\[10\] at <string>:\d+ inside_mpi\n", ended.stderr)
     assert re.search(r"member 1 \(.*\) calls barrier at <string>:\d+ <module>\n", ended.stderr)
+
+
+SLOW_TO_RAISE = """
+import numpy
+from hpcvol.collectives import allreduce
+from hpcvol.comm import calls
+from hpcvol.errors import MismatchError
+main = threading.main_thread()
+
+def slowly(*_):
+    if threading.current_thread() is main and world.rank == 0:
+        say("slow")
+        time.sleep(6)
+    return "here"
+
+def go_on():
+    open(f"{sys.argv[1]}/{world.rank} went on", "w").close()
+    until = time.monotonic() + 20
+    while len(os.listdir(sys.argv[1])) < 2 and time.monotonic() < until:
+        time.sleep(0.01)
+    os._exit(0)
+"""
+AT_A_MEETING = "calls.Calls.here = slowly\none = lambda: world.any(True)\n"
+IN_A_WAIT = "one = lambda: allreduce(world, numpy.zeros(5), 'sum', 'ring')\none()\ncalls.locate_with(slowly)\n"
+
+
+@pytest.mark.parametrize("where", [AT_A_MEETING, IN_A_WAIT], ids=["at a meeting", "in a wait"])
+def test_who_is_about_to_raise_gets_the_time_for_it(run_ranks: RunRanks, where: str, tmp_path: Path) -> None:
+    """On a busy machine members take seconds to ask each other for their places: the watch is not to end them."""
+    both = "try: (one, world.barrier)[world.rank]()\nexcept MismatchError: go_on()"
+    ended = run_ranks(2, ["-c", START.replace("ABORT", "0") + SLOW_TO_RAISE + where + both, str(tmp_path)])
+    assert "slow" in ended.stdout
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["0 went on", "1 went on"], ended.stderr
 
 
 def test_who_waits_inside_the_mpi_library_is_freed_from_one_that_left(run_ranks: RunRanks) -> None:
