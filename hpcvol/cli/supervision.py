@@ -93,15 +93,18 @@ def supervise(argv: Sequence[str], variables: Mapping[str, str]) -> Ending:
 def _ends_by_itself(process: subprocess.Popen[bytes]) -> bool:
     """Wait for the end of `process`; end it where it had children and has been without any for a while."""
     launcher = psutil.Process(process.pid)
-    had_children, alone_since = False, time.monotonic()
+    had_children, alone_since = False, None
     while True:
         with suppress(subprocess.TimeoutExpired):
             process.wait(_LOOK_SECONDS)
             return True
         with suppress(psutil.NoSuchProcess):
             if any(child.status() != psutil.STATUS_ZOMBIE for child in launcher.children()):
-                had_children, alone_since = True, time.monotonic()
-        if had_children and time.monotonic() - alone_since > _ALONE_SECONDS:
+                had_children, alone_since = True, None
+            else:
+                # From the look that finds it alone: the one before may be long ago, as after a suspension.
+                alone_since = alone_since or time.monotonic()
+        if had_children and alone_since is not None and time.monotonic() - alone_since > _ALONE_SECONDS:
             process.kill()
             return False
 

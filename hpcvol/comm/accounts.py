@@ -8,7 +8,6 @@ from hpcvol.comm.stacks import Frame, Stack, site
 
 # Shares of one processor: less is what the threads of hpcvol and MPI use beside one that stands still.
 _IDLE_SHARE = 0.02
-_BUSY_SHARE = 0.5
 
 # Functions of libraries that compile at their first call, which takes seconds to minutes.
 _COMPILERS = (("numba/core", "Numba"), ("torch/_dynamo", "torch.compile"), ("torch/_inductor", "torch.compile"))

@@ -93,10 +93,10 @@ class Answers:
         """What the system says of another process of this host, which does not answer itself."""
         assert self.peers is not None
         peer = self.peers[question["of"]]
-        before = peer.process.look()
+        before, began = peer.process.look(), time.monotonic()
         time.sleep(_LOOK_SECONDS)
-        now = peer.process.look()
-        share = (now.cpu_seconds - before.cpu_seconds) / _LOOK_SECONDS
+        now, seconds = peer.process.look(), time.monotonic() - began  # on a busy machine more than was asked for
+        share = (now.cpu_seconds - before.cpu_seconds) / seconds
         runs = now.letter not in (processes.GONE, "T", "t") and peer.stacks_fd >= 0
         forced = force_stacks(peer.process.pid, peer.stacks_fd) if runs else None
         return {"letter": now.letter, "share": share, "forced": forced}
