@@ -24,8 +24,8 @@ _LOCK_NAME = ".lock"
 # The first line of CONFIG_NAME in a run: a configuration of the user's own may have that name too.
 _MARK = "# The configuration of this run, with all defaults; written by hpcvol.\n"
 
-# `is_at_work` holds the lock for a moment.
-_LOOK_SECONDS = 0.2
+# `is_at_work` holds the lock for a moment, which a busy machine can stretch.
+_LOOK_SECONDS = 2.0
 
 # Changing these cannot change a bit of the weights as far as the run went.
 _FREE = (

@@ -1,8 +1,10 @@
 """The run's folder: new, a run's, or something else that must not be touched."""
 
+import fcntl
 import os
 import re
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -127,6 +129,17 @@ def test_a_second_job_in_the_folder_is_refused(project: Project) -> None:
         project.train("run")
     assert first.fit()
     assert project.train("run")  # complete; and free again
+
+
+def test_somebody_who_only_looks_is_waited_for(project: Project) -> None:
+    """`hpcvol show` is interrupted between taking the lock and giving it back."""
+    assert project.train("run")
+    lock = os.open(project.folder / "run" / ".lock", os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    looking = threading.Timer(0.5, os.close, (lock,))
+    looking.start()
+    assert project.train("run")
+    looking.join()
 
 
 def test_a_run_that_cannot_begin_gives_the_folder_back(project: Project) -> None:
