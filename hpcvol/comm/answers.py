@@ -9,14 +9,16 @@ from hpcvol.comm import processes
 from hpcvol.comm.calls import Call, Calls, Progress, Row, live_calls
 from hpcvol.comm.doing import what_it_does
 from hpcvol.comm.failures import enumerate_names
-from hpcvol.comm.peers import Peers
-from hpcvol.comm.stacks import all_stacks, force_stacks, main_stack, site
+from hpcvol.comm.peers import ANSWER_SECONDS, Peers
+from hpcvol.comm.stacks import FORCE_SECONDS, all_stacks, force_stacks, main_stack, site
 from hpcvol.comm.status_service import Message
 from hpcvol.errors import HpcvolError, LostMemberError, MismatchError
 
 # Over which processor time is told.
 _SHARE_SECONDS = 5.0
 _LOOK_SECONDS = 0.5
+# How long it may take to say what is seen of another process.
+PROCESS_SECONDS = _LOOK_SECONDS + FORCE_SECONDS + ANSWER_SECONDS
 
 
 class Load:

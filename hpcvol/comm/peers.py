@@ -85,8 +85,13 @@ class Peers:
         machine = self[member].machine
         return [member, *(one for one, peer in self._by_member.items() if peer.machine == machine and one != member)]
 
-    def ask(self, member: int, question: Mapping[str, Any]) -> Message | None:
+    def ask(self, member: int, question: Mapping[str, Any], seconds: float = ANSWER_SECONDS) -> Message | None:
         """Return the answer of `member`, None where there is none in time.
+
+        Args:
+            member: who is asked.
+            question: values for JSON.
+            seconds: how long it may take.
 
         Raises:
             ConnectionRefusedError: its host says that nobody listens there any more.
@@ -95,7 +100,7 @@ class Peers:
         sure, unsure = self._routes(peer) if peer.port else ([], [])
         for routes in (sure, unsure):
             try:
-                address, answer = ask(routes, peer.port, self._token, question, ANSWER_SECONDS)
+                address, answer = ask(routes, peer.port, self._token, question, seconds)
             except ConnectionRefusedError:
                 if routes is sure:  # elsewhere another host may have refused
                     raise

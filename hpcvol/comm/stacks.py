@@ -25,7 +25,8 @@ _MAX_FRAMES = 40
 # What faulthandler writes.
 _THREAD = re.compile(r"(?:Current thread|Thread) 0x([0-9a-f]+)")
 _FRAME = re.compile(r'  File "(.*)", line (\d+) in (.*)')
-_FORCE_SECONDS = 1.0
+# How long a process may take to write its stacks: it does so when a busy host gives it a core.
+FORCE_SECONDS = 4.0
 
 
 class Frame(NamedTuple):
@@ -154,12 +155,12 @@ class StackFile:
 def force_stacks(pid: int, fd: int) -> str | None:
     """Return the stacks that process `pid` of this host writes into its `StackFile` `fd` now; None if it does not.
 
-    Local, a second at most. Works while native code keeps the interpreter's lock, and not while it is stopped.
+    Local, `FORCE_SECONDS` at most. Works while native code keeps the interpreter's lock, and not while it is stopped.
     """
     with contextlib.suppress(OSError), Path(f"/proc/{pid}/fd/{fd}").open("rb") as file:
         before = os.fstat(file.fileno()).st_size
         os.kill(pid, FORCE)
-        until = time.monotonic() + _FORCE_SECONDS
+        until = time.monotonic() + FORCE_SECONDS
         nbytes = before
         while time.monotonic() < until:
             time.sleep(0.05)

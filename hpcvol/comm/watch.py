@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from hpcvol.comm import ending
 from hpcvol.comm.accounts import Account, account_from
-from hpcvol.comm.answers import Answers, Load, row_from_wire
+from hpcvol.comm.answers import PROCESS_SECONDS, Answers, Load, row_from_wire
 from hpcvol.comm.calls import Calls, Progress, Row, live_calls, locate_with
 from hpcvol.comm.group import Group
 from hpcvol.comm.peers import Peer, Peers, in_threads, new_token
@@ -288,7 +288,7 @@ class Watch:
         seen = self._answers.answer(question) if self._peers.is_near(member) else None
         for neighbour in self._peers.machine_of(member)[1:3]:
             with suppress(ConnectionRefusedError):
-                seen = seen or self._peers.ask(neighbour, question)
+                seen = seen or self._peers.ask(neighbour, question, PROCESS_SECONDS)
         if seen is None:
             return Account(peer.name, peer.process.pid, answered=False)
         letter, share, forced = seen["letter"], seen["share"], seen["forced"]

@@ -1,5 +1,6 @@
 """Stacks of all threads, and of a process that cannot tell them itself."""
 
+import signal
 import subprocess
 import sys
 import threading
@@ -69,6 +70,20 @@ def test_stacks_of_a_process_whose_lock_is_held() -> None:
             assert pid == process.pid
             text: list[str | None] = []
             assert until(lambda: text.append(force_stacks(pid, fd)) or "computes_in_native_code" in (text[-1] or ""))
+        finally:
+            process.kill()
+
+
+def test_stacks_of_a_process_that_gets_no_core_for_a_while() -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLDS_THE_LOCK], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            pid, fd = map(int, process.stdout.readline().split())
+            process.send_signal(signal.SIGSTOP)
+            gets_one = threading.Timer(1.5, process.send_signal, (signal.SIGCONT,))
+            gets_one.start()
+            assert force_stacks(pid, fd)
+            gets_one.join()
         finally:
             process.kill()
 
