@@ -53,6 +53,7 @@ def test_all_dtypes_are_tried() -> None:
     assert {dtype.name for dtype in DTYPES} == set(DTYPE_NAMES)
 
 
+@pytest.mark.limit_seconds(240)  # the first to come compiles the kernels of all dtypes and operations
 def test_equals_numpy_exactly(group: Group, algorithm: Algorithm) -> None:
     for dtype, op in itertools.product(DTYPES, NUMPY):
         for numel in NUMELS if op == "sum" else (3, 97):

@@ -64,6 +64,7 @@ def test_gradients_are_close_to_those_in_double_precision(group: Group, sum: str
     assert max(errors_of_training(group, sum, seed=0)) < 2e-6
 
 
+@pytest.mark.limit_seconds(240)  # it trains many times
 def test_training_is_no_worse_exact_than_float(group: Group) -> None:
     """Both compute a unit's gradient in float32; what the sums add to that error, over seeds, steps and tensors."""
     exact = [errors_of_training(group, "exact", seed) for seed in range(12)]
