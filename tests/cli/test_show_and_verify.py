@@ -186,19 +186,6 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda run: rewrite(run / "metrics.jsonl", lambda text: '{"step": 9}\n' + text),
         "metrics.jsonl: line 2 is of step 1, after one of step 9",
     ),
-    "a changed line of the ledger": (
-        lambda run: rewrite(run / "ledger.jsonl", lambda text: text.replace('"version":3', '"version":4', 1)),
-        "ledger.jsonl, line 4 does not continue the one before",
-    ),
-    "a ledger whose end was cut off": (
-        lambda run: rewrite(run / "ledger.jsonl", lambda text: "".join(text.splitlines(keepends=True)[:-1])),
-        "summary.json: the ledger ends with line ",
-    ),
-    "a ledger that ends before a checkpoint": (
-        lambda run: rewrite(run / "ledger.jsonl", lambda text: "".join(text.splitlines(keepends=True)[:3])),
-        "behind which step-00000003 was written",
-    ),
-    "no ledger": (lambda run: (run / "ledger.jsonl").unlink(), "ledger.jsonl: cannot be read"),
     "a summary of another step": (
         lambda run: rewrite(run / "summary.json", lambda text: text.replace('"steps": 6', '"steps": 5')),
         "summary.json: is of step 5, and the last checkpoint",
