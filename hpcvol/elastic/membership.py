@@ -7,7 +7,7 @@ nobody else can touch what they share or write what they write, set up again wha
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from hpcvol.comm import Group, together
@@ -36,9 +36,6 @@ class Part(Protocol):
 
     def rebuild(self) -> None:
         """Set up again for the members that the group has now. Collective; may be called again after it failed."""
-
-    def go_on(self, lost: Sequence[int]) -> None:
-        """Those that live go on without members `lost`, which is settled now on all of them. Local."""
 
 
 class Membership:
@@ -148,11 +145,8 @@ class Membership:
                 break
         if error is not None:
             raise error
-        lost = [member for member in before if member not in group.members]
-        gone = [before[member] for member in lost]
+        gone = [name for member, name in before.items() if member not in group.members]
         self.lost += gone
-        for part in self._parts:
-            part.go_on(lost)
         if group.rank == 0 and gone:
             have = "has" if len(gone) == 1 else "have"
             go = "1 member goes" if group.size == 1 else f"{group.size} members go"

@@ -3,7 +3,7 @@
 import inspect
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -213,9 +213,6 @@ class Run:
         self.loader.forget()
         self.gradients.rebuild()
         self.buffers.rebuild()
-
-    def go_on(self, lost: Sequence[int]) -> None:
-        """As `hpcvol.elastic.membership.Part`."""
 
     def broadcast_model(self, root: int = 0) -> None:
         """Give every member the parameters and buffers of the one at rank `root`. Collective."""

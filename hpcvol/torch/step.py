@@ -41,13 +41,11 @@ class Share:
 
     Attributes:
         member: its id.
-        num_units: units that it computed (the float sum computes those of a member in one pass, as one).
         num_samples: samples of its units.
         seconds: from the step's beginning until it came to sum, its data included; of the last attempt.
     """
 
     member: int
-    num_units: int
     num_samples: int
     seconds: float
 
@@ -237,7 +235,7 @@ class Step:
         self.shares = []
         for member, samples, seconds, units in everybody:
             records |= {index: UnitRecord(member, *values) for index, *values in units}
-            self.shares.append(Share(member, len(units), samples, seconds))
+            self.shares.append(Share(member, samples, seconds))
         self._check_losses(records)
         return records
 

@@ -6,7 +6,6 @@ from hpcvol import tracing
 from hpcvol.comm import Group, together
 from hpcvol.train.cadence import Cadence
 from hpcvol.train.saving import Saver
-from hpcvol.train.version_digest import combine
 
 
 class Notice(IntFlag):
@@ -20,19 +19,9 @@ class Notice(IntFlag):
 
 
 def exchange(
-    group: Group,
-    saver: Saver,
-    cadence: Cadence,
-    step: int,
-    digest_share: int,
-    *,
-    stop: bool,
-    compare_clocks: bool = False,
-) -> tuple[Notice, str]:
-    """Tell the other members what is up after `step` steps, and learn it from them. Collective: one small gather.
-
-    Returns:
-        What is up, and the digest of the version that the step made.
+    group: Group, saver: Saver, cadence: Cadence, step: int, *, stop: bool, compare_clocks: bool = False
+) -> Notice:
+    """Tell the other members what is up after `step` steps, and learn it from them. Collective: one small all-reduce.
 
     Raises:
         CheckpointError: a checkpoint that was being written could not be; on every member.
@@ -49,14 +38,11 @@ def exchange(
     if group.rank == 0 and compare_clocks:
         mine |= Notice.CLOCKS
     with tracing.span("exchange notices"):
-        everybody = group.gather_objects((int(mine), digest_share))
-    notices = Notice(0)
-    for theirs, _ in everybody:
-        notices |= Notice(theirs)
+        notices = Notice(group.union(mine))
     if notices & Notice.FAILED:
         with together(group, "writing a checkpoint"):
             if mine & Notice.FAILED:
                 saver.wait()
     if notices & Notice.BUSY and cadence.can_wait:
         notices &= ~Notice.DUE
-    return notices, combine([share for _, share in everybody])
+    return notices

@@ -6,7 +6,7 @@ from hpcvol.comm import ABSENT, Group, shared, together
 from hpcvol.comm.files import pass_file
 from hpcvol.errors import MemberError
 from hpcvol.train.config import Config, is_reference
-from hpcvol.train.run_directory import RunDirectory, holds_run
+from hpcvol.train.run_directory import METRICS_NAME, RunDirectory, holds_run
 
 
 class RunCopies:
@@ -82,9 +82,9 @@ class RunCopies:
             self.keepers = able[:1]
         self.keeps = group.rank in self.keepers
 
-    def take(self, owner: int, name: str) -> None:
-        """Give the file `name` of the run at rank `owner` to all that keep the run elsewhere."""
-        path = self.path / name
+    def take_metrics(self, owner: int) -> None:
+        """Give the metrics of the member at rank `owner` to all that keep the run elsewhere."""
+        path = self.path / METRICS_NAME
         wanted = self.keeps and not self._sharing.same(self._group.rank, owner)
         if self._group.any(wanted) and self._group.broadcast_object(path.exists(), owner):
             pass_file(self._group, owner, path, path if wanted else None)

@@ -9,7 +9,7 @@ from hpcvol.train.report import duration
 from hpcvol.train.weights import weights_sha256
 
 
-def summarise(run: Run, progress: Progress, test: Evaluation | None, seconds: float, ledger: str) -> dict[str, Any]:
+def summarise(run: Run, progress: Progress, test: Evaluation | None, seconds: float) -> dict[str, Any]:
     """Return the summary of a complete run: losses in nats a weight item, `seconds` over all of its starts. Local."""
     validation = dict(progress.validation)
     return {
@@ -21,7 +21,6 @@ def summarise(run: Run, progress: Progress, test: Evaluation | None, seconds: fl
         "test_loss": None if test is None else test.loss,
         "metrics": {"val": validation, "test": {} if test is None else test.metrics},
         "weights_sha256": weights_sha256(run.model),
-        "ledger": ledger,
         "ranks": run.group.size,
         "samples": progress.samples,
         "seconds": seconds,

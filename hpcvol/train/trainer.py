@@ -4,8 +4,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import torch
 from hpcvol import environment
 from hpcvol.comm import Group, set_patience, together
 from hpcvol.comm import start as start_mpi
-from hpcvol.elastic.ledger import BEGINNING, LEDGER_NAME, Ledger, head_of
 from hpcvol.elastic.views import Views
 from hpcvol.errors import CheckpointError, ConfigError, ModelError
 from hpcvol.torch.device import choose_device, choose_threads, make_deterministic
@@ -48,7 +46,6 @@ from hpcvol.train.saving import Saver
 from hpcvol.train.stopping import StopRequest
 from hpcvol.train.summary import conclusion, summarise
 from hpcvol.train.trace import Trace
-from hpcvol.train.version_digest import digest_share
 
 logger = logging.getLogger("hpcvol")
 
@@ -195,9 +192,7 @@ class Trainer:
             self._begin_view()
         keep_costs(group, self._run_dir, config.comm.algorithm, keeps=keeps)
         if resumed is not None:
-            self._copies.take(resumed.owner, METRICS_NAME)
-            self._copies.take(resumed.owner, LEDGER_NAME)
-        self._open_ledger()
+            self._copies.take_metrics(resumed.owner)
         self._resumed_samples = self._progress.samples
         with together(group, "opening the run directory"):
             self._report.forget_after(self.run.step)
@@ -221,38 +216,7 @@ class Trainer:
             if keeps and not kept:
                 self._saver.take_over(self._checkpoints_of_run())
             hook = load_hook(self._config.here()) if first else None
-            self._keep_ledger()
             self._report.take_over(self._run_dir / METRICS_NAME if keeps else None, hook, speaks=first)
-
-    def go_on(self, lost: Sequence[int]) -> None:
-        """As `hpcvol.elastic.membership.Part`."""
-        view = self.run.membership.view
-        self._enter({"event": "death", "version": self.run.step, "members": list(lost), "view": view})
-
-    def _open_ledger(self) -> None:
-        """Go on with the ledger of the run, or begin it. Collective."""
-        path, keeper = self._run_dir / LEDGER_NAME, self._copies.keepers[0]
-        with together(self._group, "opening the ledger"), writing(path), _of_ledger():
-            head = head_of(path) if self._copies.keeps else BEGINNING
-        self._ledger = Ledger(self._group.broadcast_object(head, keeper))
-        with together(self._group, "opening the ledger"):
-            self._keep_ledger()
-        self._enter({"event": "start", "version": self.run.step, "members": list(self._group.members)})
-
-    def _keep_ledger(self) -> None:
-        path = self._run_dir / LEDGER_NAME
-        if self._copies.keeps:
-            with writing(path), _of_ledger():
-                self._ledger.write_to(path)
-
-    def _enter(self, entry: Mapping[str, Any]) -> None:
-        """Enter what all members know alike. Local."""
-        with writing(self._run_dir / LEDGER_NAME):
-            self._ledger.record(entry)
-
-    def _check_before_it_counts(self) -> None:
-        self.run.membership.check_view()
-        self._ledger.sync()
 
     def _begin_view(self) -> None:
         """Claim the run for these members."""
@@ -265,7 +229,7 @@ class Trainer:
 
     def _checkpoints_of_run(self) -> Checkpoints:
         folder = self._run_dir / CHECKPOINTS_NAME
-        return Checkpoints(folder, self._config.checkpoint.keep, self._check_before_it_counts)
+        return Checkpoints(folder, self._config.checkpoint.keep, self.run.membership.check_view)
 
     def _resume(self) -> Found | None:
         """Go on from the newest checkpoint that is whole; return it, None where there is none. Collective."""
@@ -327,7 +291,7 @@ class Trainer:
             self._log(step)
             best = self._validation_is_due() and self._validate()
             compare = self._trace is not None and self._trace.wants_clocks_compared
-            notices = self._exchange(step, stop.requested, compare)
+            notices = self._exchange(stop.requested, compare)
             if self._trace is not None and notices & Notice.CLOCKS:
                 self.run.membership.attempt(self._trace.compare_clocks)
             if news := self._saver.news():
@@ -343,30 +307,12 @@ class Trainer:
                 break
         return True
 
-    def _exchange(self, step: Step, stop: bool, compare_clocks: bool) -> Notice:
-        """Learn what is up, and enter the step in the ledger. Collective."""
-
-        def tell() -> tuple[Notice, str]:
-            share = digest_share(self.run.model, self._group.rank, self._group.size)
-            return exchange(
-                self._group,
-                self._saver,
-                self._cadence,
-                self.run.step,
-                share,
-                stop=stop,
-                compare_clocks=compare_clocks,
+    def _exchange(self, stop: bool, compare_clocks: bool) -> Notice:
+        return self.run.membership.attempt(
+            lambda: exchange(
+                self._group, self._saver, self._cadence, self.run.step, stop=stop, compare_clocks=compare_clocks
             )
-
-        notices, digest = self.run.membership.attempt(tell)
-        self._enter(
-            {
-                "version": self.run.step,
-                "digest": digest,
-                "members": {str(one.member): [one.num_units, one.num_samples, one.seconds] for one in step.shares},
-            }
         )
-        return notices
 
     def _forward(self, unit: Unit) -> Any:
         bf16 = self._config.train.precision == "bf16"
@@ -442,7 +388,6 @@ class Trainer:
             "dataset": self._data.id,
             "numerics": self._numerics,
             "best": best,
-            "ledger": self._ledger.head,
         }
         self._saver.save(self.run.step, self.run.model, self.run.optimizer, state, best=best)
 
@@ -467,12 +412,12 @@ class Trainer:
             self._save(best=best)
         self._wait_for_checkpoint(best=best)
         test = self._evaluate(self._data.test)
-        summary = summarise(self.run, self._progress, test, self._seconds(), self._ledger.head)
+        summary = summarise(self.run, self._progress, test, self._seconds())
 
         def write() -> None:
             with together(self._group, "writing the summary"):
                 if self._copies.keeps:
-                    self._check_before_it_counts()
+                    self.run.membership.check_view()
                     path = self._run_dir / SUMMARY_NAME
                     with writing(path):
                         write_whole(path, json.dumps(finite(summary), indent=1) + "\n")
@@ -486,17 +431,6 @@ class Trainer:
             self._report.say(
                 f"{who} took {times:.1f} times as long for a sample as the median member, and the others waited for it"
             )
-
-
-@contextmanager
-def _of_ledger() -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        raise CheckpointError(
-            f"{error}. It tells what every step was made of: look at what happened to the file (`hpcvol verify` reads "
-            "all of the run), move it away to go on without what it told, or start over with --fresh"
-        ) from None
 
 
 def _handler() -> logging.Handler:

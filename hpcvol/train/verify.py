@@ -9,7 +9,6 @@ from typing import Any
 import safetensors
 import torch
 
-from hpcvol.elastic.ledger import BEGINNING, LEDGER_NAME, read_ledger
 from hpcvol.errors import HpcvolError
 from hpcvol.train.checkpoint import load_weights
 from hpcvol.train.checkpoint_files import BEST, MODEL, OPTIMIZER, STATE, checkpoints_in, digest_of, read_state
@@ -78,7 +77,6 @@ def verify_run(path: Path, on_read: OnRead = lambda _nbytes: None) -> Findings:
         )
     config = _verify_config(path, findings)
     findings.damaged += _verify_metrics(path / METRICS_NAME)
-    heads = _verify_ledger(path / LEDGER_NAME, findings)
     folder = path / CHECKPOINTS_NAME
     whole = []
     for checkpoint in checkpoints_in(folder):
@@ -89,15 +87,6 @@ def verify_run(path: Path, on_read: OnRead = lambda _nbytes: None) -> Findings:
         foreign = None if damaged or config is None else of_another_run(checkpoint, config)
         if foreign is not None:
             findings.notes.append(f"{checkpoint}: {foreign}; training does not go on from it")
-        if (
-            heads is not None
-            and not damaged
-            and not foreign
-            and (head := read_state(checkpoint)["ledger"]) not in heads
-        ):
-            findings.damaged.append(
-                f"{path / LEDGER_NAME}: has no line {head}, behind which {checkpoint.name} was written"
-            )
         whole += [] if damaged or foreign else [checkpoint]
     for partial in sorted(folder.glob(".*.partial")):
         findings.notes.append(
@@ -106,7 +95,7 @@ def verify_run(path: Path, on_read: OnRead = lambda _nbytes: None) -> Findings:
     if (folder / BEST).is_symlink() and not (folder / BEST).exists():
         findings.damaged.append(f"{folder / BEST}: points to {(folder / BEST).readlink()}, which is not there")
     if (path / SUMMARY_NAME).exists():
-        _verify_summary(path / SUMMARY_NAME, whole[-1] if whole else None, config, findings, heads)
+        _verify_summary(path / SUMMARY_NAME, whole[-1] if whole else None, config, findings)
     return findings
 
 
@@ -176,36 +165,13 @@ def _verify_metrics(path: Path) -> Iterator[str]:
             yield f"{path}: line {number} is not a JSON object with a step"
 
 
-def _verify_ledger(path: Path, findings: Findings) -> list[str] | None:
-    """Return the digests of all lines of a ledger that is whole, with what the first one continues; None of another."""
-    heads, version = [BEGINNING], 0
-    try:
-        for line in read_ledger(path):
-            heads.append(line.digest)
-            if line.entry.get("event") == "start":
-                version = line.entry["version"]
-            elif "event" not in line.entry:
-                if line.entry["version"] != version + 1:
-                    raise ValueError(f"{path}: version {line.entry['version']} follows version {version}")
-                version += 1
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        findings.damaged.append(str(error) if isinstance(error, ValueError) else f"{path}: cannot be read ({error!r})")
-        return None
-    return heads
-
-
-def _verify_summary(
-    path: Path, last: Path | None, config: Config | None, findings: Findings, heads: list[str] | None
-) -> None:
+def _verify_summary(path: Path, last: Path | None, config: Config | None, findings: Findings) -> None:
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
         steps, digest, completed = summary["steps"], summary["weights_sha256"], summary["completed"]
-        head = summary["ledger"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         findings.damaged.append(f"{path}: is not a summary ({type(error).__name__}: {error})")
         return
-    if heads is not None and heads[-1] != head:
-        findings.damaged.append(f"{path}: the ledger ends with line {heads[-1]}, and the run ended with {head}")
     if completed is not True:
         findings.notes.append(f"{path}: does not say that the run is complete")
     if last is None:

@@ -77,9 +77,7 @@ def make_project(folder: Path, data: Path) -> Project:
 
 def what_decides(summary: dict[str, Any]) -> dict[str, Any]:
     """Return what of a summary must have the same bits however a run was stopped, resumed and dealt."""
-    return {
-        key: value for key, value in summary.items() if key not in ("ranks", "seconds", "samples_per_second", "ledger")
-    }
+    return {key: value for key, value in summary.items() if key not in ("ranks", "seconds", "samples_per_second")}
 
 
 def without_rates(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from hpcvol.train.pace import Pace
 
 
 def shares(*seconds: float, samples: Sequence[int] = (4, 4, 4, 4)) -> list[Share]:
-    return [Share(member, 1, samples[member], one) for member, one in enumerate(seconds)]
+    return [Share(member, samples[member], one) for member, one in enumerate(seconds)]
 
 
 def test_a_stretch_is_summed_up() -> None:
