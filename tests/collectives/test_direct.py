@@ -119,6 +119,7 @@ def test_integers_wrap_around(group: Group, dtype: type) -> None:
     np.testing.assert_array_equal(vector.mine, np.add.reduce(rows, dtype=dtype))
 
 
+@pytest.mark.limit_seconds(300)  # on a busy machine each of 4000 calls takes as long as others' time slices
 def test_a_long_row_of_calls_on_two_vectors(group: Group) -> None:
     """Boards are written again right after a call: nothing of one call may be taken for the next one's."""
     one, two = shared(group, 64, np.int64), shared(group, 100, np.float32)
