@@ -57,9 +57,10 @@ Trainer(load_config(sys.argv[1], ["train.steps=4", "train.log_every_steps=2"]), 
 """
 
 
+@pytest.mark.limit_seconds(130)
 def test_a_slow_member_shows_in_metrics_and_at_the_end(project: Project, run_ranks: RunRanks) -> None:
     run = project.folder / "slow"
-    done = run_ranks(2, ["-c", SLOWED, str(project.job), str(run)])
+    done = run_ranks(2, ["-c", SLOWED, str(project.job), str(run)], seconds=100)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     members = [line["members"] for line in lines if "members" in line]

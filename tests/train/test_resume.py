@@ -343,8 +343,9 @@ Trainer(load_config(job, ["checkpoint.every_steps=3", "train.steps=9"]), run).fi
 """
 
 
+@pytest.mark.limit_seconds(150)
 def test_without_a_signal_at_most_the_interval_is_lost(project: Project, run_program: RunProgram) -> None:
-    done = run_program([sys.executable, "-c", KILLED, str(project.job), str(project.folder / "run")])
+    done = run_program([sys.executable, "-c", KILLED, str(project.job), str(project.folder / "run")], seconds=100)
     assert done.returncode == -signal.SIGKILL
     assert done.stdout.endswith("lost power")
     assert project.metrics("run")[-1]["step"] == 7

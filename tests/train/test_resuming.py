@@ -76,19 +76,21 @@ def test_classes_that_agreed_once_are_one(
             assert what_decides(project.summary("run")) == what_decides(project.summary("never"))
 
 
+@pytest.mark.limit_seconds(240)
 def test_another_instruction_set_is_refused(project: Project, run_program: RunProgram) -> None:
     """As on a node with another processor."""
     if torch.backends.cpu.get_cpu_capability() == "DEFAULT":
         pytest.skip("this processor has one instruction set only")
     assert project.train("run", "train.steps=3")
     command = [sys.executable, "-m", "hpcvol.cli", "train", str(project.job), "--run-dir", str(project.folder / "run")]
-    done = run_program(command, variables={"ATEN_CPU_CAPABILITY": "default"})
+    variables = {"ATEN_CPU_CAPABILITY": "default"}
+    done = run_program(command, variables=variables, seconds=100)
     assert done.returncode == 1
     capability = torch.backends.cpu.get_cpu_capability()
     assert f"instruction set: {capability}, now DEFAULT" in done.stderr
     assert f"set the environment variable ATEN_CPU_CAPABILITY={capability.lower()}" in done.stderr
     assert done.stderr.count("another numerics class") == 1
-    done = run_program([*command, "--set", "train.sum=float"], variables={"ATEN_CPU_CAPABILITY": "default"})
+    done = run_program([*command, "--set", "train.sum=float"], variables=variables, seconds=100)
     assert done.returncode == 0, done.stderr
 
 
