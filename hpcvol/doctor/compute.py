@@ -12,7 +12,7 @@ from hpcvol.doctor.asking import ask, json_lines
 from hpcvol.doctor.finding import Finding, note, ok, wrong
 
 _TOPIC = "compute"
-_SECONDS = 9.0
+_SECONDS = 30.0
 # Importing a kernel fails where Numba finds no folder to keep what it compiles.
 _KERNELS = "import hpcvol.kernels.gather, hpcvol.kernels.permutation, numba; print(numba.__version__)"
 

