@@ -5,6 +5,7 @@ import gc
 import os
 import pickle
 import signal
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -295,6 +296,8 @@ def test_a_worker_that_dies_leaves_nothing(data: Path) -> None:
         iterator = iter(loader(MapDataset(data), 1, batch_size=4, prefetch_factor=8))
         kept = [next(iterator) for _ in range(10)]
         (worker,) = iterator._workers
+        # Idle: torch waits for ever for one that is killed as it looks whether all is done.
+        wait_until(lambda loading=iterator: loading._worker_result_queue.qsize() == 8)
         with contextlib.suppress(RuntimeError):  # of torch's handler of SIGCHLD, where that comes before the join
             os.kill(worker.pid, signal.SIGKILL)
             worker.join(60)
@@ -302,6 +305,13 @@ def test_a_worker_that_dies_leaves_nothing(data: Path) -> None:
         assert flat(labels(kept)) == list(range(40))
         del iterator, worker, kept
     assert descriptors(os.getpid()) - before < 4
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 40.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it has not come about in time"
+        time.sleep(0.01)
 
 
 def test_nothing_in_shared_memory_has_a_name(data: Path) -> None:
