@@ -59,10 +59,10 @@ def rank_program(repetitions: int) -> None:
     """Run on every host: time everything; rank 0 writes the timings as one line of JSON."""
     from hpcvol.collectives import allreduce
     from hpcvol.comm import start
-    from hpcvol.comm.waiting import Sleeping
+    from hpcvol.strategies.in_turn import Unhurried
 
     group = start()
-    group.waiting = Sleeping()
+    group.waiting = Unhurried()
     found = []
     for nbytes in NBYTES:
         vector = np.zeros(nbytes // 4, np.float32)

@@ -43,7 +43,7 @@ class InTurn:
 
     def __init__(self, group: Group) -> None:
         self.group = group.split(0)
-        self._waiting = _Waiting()
+        self._waiting = Unhurried()
         self.group.waiting = self._waiting
         self._threaded = threads_may_communicate()
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()  # None: the end
@@ -105,7 +105,7 @@ class InTurn:
             self._changed.notify_all()
 
 
-class _Waiting:
+class Unhurried:
     """Sleeps between two looks while another thread computes, and hurries when that has come to wait.
 
     A wait inside the MPI library, or a look without pause, would take half of the core.

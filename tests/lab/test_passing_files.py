@@ -51,5 +51,5 @@ def test_the_benchmark(tmp_path: Path, run_program: RunProgram) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     rows = {row["contender"]: row for row in json.loads(json_file.read_text())["rows"]}
     assert list(rows) == ["tcp", "send", "broadcast", "hpcvol"]
-    # The link lets a first burst pass faster, and so short a run is noise anyhow.
-    assert all(0 < row["of_link"] < 2 for row in rows.values())
+    # The switch grants a link credit for the milliseconds in which it carried nothing.
+    assert all(0 < row["of_link"] < 1.05 for row in rows.values())
