@@ -89,7 +89,7 @@ class Answers:
 
     def _place(self, question: Message) -> Message:
         calls = _calls_of(question["group"])
-        return {"place": (calls.place if calls is not None else "") or site(main_stack())}
+        return {"place": site(main_stack()) if calls is None else calls.seen_at()}
 
     def _process(self, question: Message) -> Message:
         """What the system says of another process of this host, which does not answer itself."""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from hpcvol.comm.processes import Process
 from hpcvol.comm.shared_memory import SharedMemory, allocate
-from hpcvol.comm.stacks import site, stack_of
+from hpcvol.comm.stacks import main_stack, site, stack_of
 from hpcvol.comm.trouble import trouble
 from hpcvol.errors import HpcvolError
 
@@ -277,6 +277,12 @@ class Calls:
     def here(self) -> str:
         """Return where in its code this rank is. Local; for its own thread."""
         return site(stack_of(sys._getframe())) + (self.note and f" after {self.note}")
+
+    def seen_at(self) -> str:
+        """Return where in its code this rank is, or gave a call up. Local; for other threads than its own."""
+        found = "" if self.place else site(main_stack())
+        # Asked after the stack was taken: who gives a call up says so, and is elsewhere a moment later.
+        return self.place or found
 
     def locate(self, rank: int) -> str:
         """Return where in its code the rank of the group is, "" where nobody knows. Local, some seconds at most."""

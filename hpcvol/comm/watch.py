@@ -170,7 +170,7 @@ class Watch:
 
     def _fail(self, calls: Calls, mine: Progress, verdict: Verdict, seen: dict[int, Row], wait: _Wait) -> None:
         """Let the call fail here and on the other members of this node that wait in it."""
-        calls.place = calls.place or site(main_stack())
+        calls.place = calls.seen_at()
         error = error_for(calls, mine, verdict, seen)
         if verdict.kind != "died" or not survives_failures():  # MPI lets go of those who wait for a dead member
             wait.failed_at, wait.error = time.monotonic(), error

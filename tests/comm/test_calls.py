@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcvol.comm import Group
+from hpcvol.comm import Group, calls
 from hpcvol.comm.calls import ALGORITHMS, DTYPES, MAX_NUMEL, NAMES, OPS, Call
+from hpcvol.comm.stacks import Stack
 from hpcvol.errors import MemberError, MismatchError
 
 FLOAT32 = np.dtype(np.float32)
@@ -91,4 +92,17 @@ def test_poll_raises_what_the_watch_found(group: Group) -> None:
     own.calls.begin(Call.of("barrier"))
     with pytest.raises(MemberError, match="somebody left"):
         own.calls.poll()
+    own.close()
+
+
+def test_the_place_of_who_gave_up_while_its_stack_was_taken(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = group.split(0)
+
+    def late_stack() -> Stack:
+        own.calls.place = "train.py:7 step"
+        return [("report.py", 99, "write")]
+
+    assert "test_calls.py" in own.calls.seen_at()
+    monkeypatch.setattr(calls, "main_stack", late_stack)
+    assert own.calls.seen_at() == "train.py:7 step"
     own.close()
