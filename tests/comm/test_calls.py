@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hpcvol.comm import Group, calls
 from hpcvol.comm.calls import ALGORITHMS, DTYPES, MAX_NUMEL, NAMES, OPS, Call
-from hpcvol.comm.stacks import Stack
+from hpcvol.comm.stacks import Frame, Stack
 from hpcvol.errors import MemberError, MismatchError
 
 FLOAT32 = np.dtype(np.float32)
@@ -100,7 +100,7 @@ def test_the_place_of_who_gave_up_while_its_stack_was_taken(group: Group, monkey
 
     def late_stack() -> Stack:
         own.calls.place = "train.py:7 step"
-        return [("report.py", 99, "write")]
+        return [Frame("report.py", 99, "write")]
 
     assert "test_calls.py" in own.calls.seen_at()
     monkeypatch.setattr(calls, "main_stack", late_stack)
