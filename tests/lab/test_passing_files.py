@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from lab_needs import hosts_are_needed
 from launched import RunProgram
+from network_switch import CREDIT_SECONDS
 from virtual_hosts import virtual_hosts
 
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "data_passed.py"
@@ -51,5 +52,6 @@ def test_the_benchmark(tmp_path: Path, run_program: RunProgram) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     rows = {row["contender"]: row for row in json.loads(json_file.read_text())["rows"]}
     assert list(rows) == ["tcp", "send", "broadcast", "hpcvol"]
-    # The switch grants a link credit for the milliseconds in which it carried nothing.
-    assert all(0 < row["of_link"] < 1.05 for row in rows.values())
+    for row in rows.values():
+        took = row["seconds"]["median"]
+        assert 0 < row["of_link"] * took <= took + CREDIT_SECONDS  # more the switch lets nobody carry
