@@ -28,6 +28,7 @@ _SPEAKER_SECONDS = 5.0
 _ABORT_SECONDS = 5.0
 
 _world: Group | None = None
+_apart = False
 
 
 def end_together(world: Group) -> None:
@@ -64,6 +65,17 @@ def fail(error: BaseException) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     raise SystemExit(status)
+
+
+def end_apart() -> NoReturn:
+    """End this process alone, in order, when the others have agreed to go on without it. Local.
+
+    Raises:
+        SystemExit: always, with status 0.
+    """
+    global _apart
+    _apart = True
+    raise SystemExit(0)
 
 
 def end_all(status: int) -> None:
@@ -133,6 +145,10 @@ def _leave(pid: int) -> None:
 
     if os.getpid() != pid or _world is None or MPI.Is_finalized():
         return
+    if _apart:  # finalising MPI is a collective call of all that were started
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
     for calls in live_calls():
         calls.leave()
     said = f"hpcvol: error: {_world.name_of_me} gave a collective call up after an error: ending the run\n"

@@ -3,7 +3,7 @@
 import pickle
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -308,16 +308,36 @@ class Group:
         Raises:
             LostMemberError: another one died meanwhile; `agree` tells all, and `shrink` can be called again.
         """
-        member = self.members[self.rank]
         revoke(self)
-        for group in self._family():
-            group.calls.close()
         try:
-            self._begin(self.communicator.Shrink(), member)
+            self.take_over(self.communicator.Shrink())
         except Exception as error:
             if not tells_of_loss(error):
                 raise
             raise failures.died("another member", "members agreed upon who is left") from error
+
+    def parted(self, leaving: Collection[int]) -> "MPI.Comm":
+        """Return a communicator of all but the members `leaving`, to be taken over; null on those. Collective."""
+        from mpi4py import MPI
+
+        with self.calling(Call.of("split")):
+            return self.communicator.Split(MPI.UNDEFINED if self.members[self.rank] in leaving else 0)
+
+    def take_over(self, communicator: "MPI.Comm") -> None:
+        """Go on over `communicator`, in place of the one so far: as after `shrink`. Collective over it.
+
+        Raises:
+            LostMemberError: a member died meanwhile; `agree` tells all, and `shrink` can be called.
+        """
+        member = self.members[self.rank]
+        for group in self._family():
+            group.calls.close()
+        try:
+            self._begin(communicator, member)
+        except Exception as error:
+            if not tells_of_loss(error):
+                raise
+            raise failures.died("another member", "members agreed upon who goes on") from error
 
     def close(self) -> None:
         """Give the communicator back. Collective. Twice is once; using the group afterwards is an error."""

@@ -1,16 +1,19 @@
-"""The members of a run, and how it goes on when some of them die.
+"""The members of a run, and how it goes on when some of them die or leave.
 
 What members do together is done on all that live or on none: they try it, and then agree whether it worked for all
 (MPI's agreement, which no death can split). Where it did not, those that live find out who they are, make sure that
 nobody else can touch what they share or write what they write, set up again what rests on the group, and try again.
+
+Who wants to leave says so with the records of a step; when the step is committed all know it, and part at its boundary.
 """
 
 import sys
 import time
-from collections.abc import Callable
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar
 
 from hpcvol.comm import Group, together
+from hpcvol.comm.ending import end_apart
 from hpcvol.comm.failures import enumerate_names
 from hpcvol.comm.faults import tells_of_loss
 from hpcvol.comm.processes import Process
@@ -23,6 +26,9 @@ T = TypeVar("T")
 _GONE_SECONDS = 10.0
 _PAUSE_SECONDS = 0.001
 
+# What members say with the records of a step.
+_LEAVES = "leaves"
+
 
 class MembersChanged(Exception):  # noqa: N818 - no error: control flow of those who have to do something about it
     """Something was tried while a member died: it took effect on nobody, and the group is another one now."""
@@ -32,7 +38,13 @@ class Part(Protocol):
     """What rests on the group of a run."""
 
     def abandon(self) -> None:
-        """Give up what is on its way: a member has died. Local; may be called twice."""
+        """Give up what is on its way: the members are about to change. Local; may be called twice."""
+
+    def can_spare(self, leaving: set[int]) -> bool:
+        """Return whether the run can go on without the members `leaving`, the same on all members. Collective."""
+
+    def hand_over(self) -> None:
+        """Let go of what another member will hold instead of this one, which leaves. Local."""
 
     def rebuild(self) -> None:
         """Set up again for the members that the group has now. Collective; may be called again after it failed."""
@@ -50,6 +62,9 @@ class Membership:
         survives: whether the run goes on without members that die.
         view: number of the view that these members have claimed; 0 without views.
         lost: names of the members that died, in order.
+        left: names of the members that left, in order.
+        saying: what this member tells all others with the records of each step, by topic; it has to pickle.
+        told: what members said with the step that was committed last, by member.
     """
 
     def __init__(self, group: Group, *, enabled: bool = True) -> None:
@@ -57,12 +72,16 @@ class Membership:
         self.survives = enabled and group.size > 1 and survives_failures()
         self.view = 0
         self.lost: list[str] = []
+        self.left: list[str] = []
+        self.saying: dict[str, Any] = {}
+        self.told: Mapping[int, Mapping[str, Any]] = {}
         self._parts: list[Part] = []
         self._views: Views | None = None
         self._claims_views = False
+        self._stays = False
 
     def add(self, part: Part) -> None:
-        """Have `part` abandoned and rebuilt when members are lost, after those that were added before. Local."""
+        """Have `part` abandoned and rebuilt when the members change, after those that were added before. Local."""
         self._parts.append(part)
 
     def claim_with(self, views: Views | None, view: int) -> None:
@@ -121,14 +140,81 @@ class Membership:
         self._recover()
         raise MembersChanged
 
-    def _recover(self) -> None:
+    def leave(self) -> None:
+        """Have the others go on without this member, which ends when the step at hand is committed. Local.
+
+        Raises:
+            CommError: members of this run cannot part.
+        """
+        if not self.survives:
+            raise CommError(
+                "a member cannot leave this run: members part where Open MPI (version 5 or later) was started with "
+                "`--with-ft ulfm`, as `hpcvol train` does, where elastic.enabled holds, and where there are two or more"
+            )
+        self.saying[_LEAVES] = True
+
+    @property
+    def stays(self) -> bool:
+        """Whether this member asked to leave and cannot be spared: it has to stop the run instead."""
+        return self._stays
+
+    def at_boundary(self) -> None:
+        """Let those go who said so with the step that was committed last. Collective.
+
+        Raises:
+            SystemExit: on a member that leaves, with status 0; the others have gone on without it.
+        """
+        leaving = {member for member, said in self.told.items() if said.get(_LEAVES)}
+        self.told = {}
+        while leaving := leaving & set(self.group.members):
+            try:
+                self._part_from(leaving)
+                return
+            except MembersChanged:
+                continue
+
+    def _part_from(self, leaving: set[int]) -> None:
         group = self.group
-        before = {member: group.name_of(rank) for rank, member in enumerate(group.members)}
+        me = group.members[group.rank]
+        spared = self.settle(lambda: all([part.can_spare(leaving) for part in self._parts]))
+        if not spared or leaving == set(group.members):
+            self._stays |= self.saying.pop(_LEAVES, False)
+            if group.rank == 0:
+                print(f"hpcvol: members {_names(sorted(leaving))} cannot be spared: they stay", file=sys.stderr)
+            return
+        names = [group.name_of(rank) for rank, member in enumerate(group.members) if member in leaving]
+        if me in leaving:
+            for part in self._parts:
+                part.abandon()
+                part.hand_over()
+        parted = self.settle(lambda: group.parted(leaving))
+        if me in leaving:
+            end_apart()
+        self.left += names
+        self._set_up(lambda: group.take_over(parted), leaving)
+        if group.rank == 0:
+            print(f"hpcvol: {enumerate_names(names)} left: {_go_on(group.size)}", file=sys.stderr, flush=True)
+
+    def _recover(self) -> None:
+        self._set_up(self.group.shrink, set())
+
+    def _set_up(self, regroup: Callable[[], None], parted: set[int]) -> None:
+        """Have `regroup` change the group, and set up again what rests on it; go on without those that die meanwhile.
+
+        Args:
+            regroup: collective over those that stay.
+            parted: members that are not missed.
+
+        Raises:
+            HpcvolError: these members must not go on without the others; on all of them.
+        """
+        group = self.group
+        before = {member: group.name_of(rank) for rank, member in enumerate(group.members) if member not in parted}
         accounted: set[int] = set()
 
         def begin_again() -> None:
-            neighbours = dict(group.processes)
-            group.shrink()
+            neighbours = {member: one for member, one in group.processes.items() if member not in parted}
+            regroup()
             mine = [member for member in neighbours if member not in group.members]
             for member in mine:
                 _make_sure_of_death(before[member], neighbours[member])
@@ -143,14 +229,14 @@ class Membership:
             _, error = _try(begin_again)
             if group.agree(not tells_of_loss(error)):
                 break
+            regroup = group.shrink
         if error is not None:
             raise error
         gone = [name for member, name in before.items() if member not in group.members]
         self.lost += gone
         if group.rank == 0 and gone:
             have = "has" if len(gone) == 1 else "have"
-            go = "1 member goes" if group.size == 1 else f"{group.size} members go"
-            print(f"hpcvol: {enumerate_names(gone)} {have} died: {go} on", file=sys.stderr, flush=True)
+            print(f"hpcvol: {enumerate_names(gone)} {have} died: {_go_on(group.size)}", file=sys.stderr, flush=True)
 
     def _claim(self, before: set[int], dead: set[int]) -> None:
         """Return if these members may go on without the others. Collective.
@@ -203,6 +289,10 @@ def _make_sure_of_death(name: str, process: Process) -> None:
         if time.monotonic() > until:
             raise CommError(f"{name} (process {process.pid}) is lost to MPI and does not end although it was killed")
         time.sleep(_PAUSE_SECONDS)
+
+
+def _go_on(size: int) -> str:
+    return "1 member goes on" if size == 1 else f"{size} members go on"
 
 
 def _names(members: "tuple[int, ...] | list[int]") -> str:

@@ -138,6 +138,7 @@ class Run:
         Raises:
             ModelError: the loop left a step before its units were all computed; a frozen parameter was thawed, or a
                 parameter replaced.
+            SystemExit: this member left (`leave`), and the others have gone on.
         """
         self._warn_about_idle_workers()
         while self.step < until:
@@ -149,6 +150,17 @@ class Run:
                     f"step {index} was left before its bag was empty: let `for unit in step` run to its end, also "
                     "after `continue`"
                 )
+            self.membership.at_boundary()
+
+    def leave(self) -> None:
+        """Have the others go on without this member: its process ends when the step at hand is over. Local.
+
+        What it computed of that step counts. Its process ends by SystemExit, out of the loop over `steps`.
+
+        Raises:
+            CommError: members of this run cannot part: the MPI cannot, or there is only one.
+        """
+        self.membership.leave()
 
     def evaluate(self, function: Callable[[Unit], Any], data: Any, split: str = "val") -> Evaluation:
         """Average `function(unit)` over samples, each once, shared out over the workers. Collective.
@@ -207,6 +219,13 @@ class Run:
     def abandon(self) -> None:
         """As `hpcvol.elastic.membership.Part`."""
         self.strategy.abandon()
+
+    def can_spare(self, leaving: set[int]) -> bool:
+        """As `hpcvol.elastic.membership.Part`: every member has all there is."""
+        return bool(set(self.group.members) - leaving)
+
+    def hand_over(self) -> None:
+        """As `hpcvol.elastic.membership.Part`: every member has all there is."""
 
     def rebuild(self) -> None:
         """As `hpcvol.elastic.membership.Part`."""

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -79,6 +79,7 @@ class Step:
         self._records: dict[int, UnitRecord] = {}
         self._probed: list[Digests] | None = None
         self._last = False
+        self._told: dict[int, dict[str, Any]] = {}
         self.index = index
         self.epoch = run.batching.epoch(index)
         self.num_samples = sum(span.count for span in self._units)
@@ -112,6 +113,7 @@ class Step:
                 break
             bag = Bag(self._begin())
         self._run.apply(self)
+        self._run.membership.told = self._told
         tracing.record("step", began_ns, step=self.index)
 
     def backward(
@@ -229,11 +231,13 @@ class Step:
         samples, seconds = sum(one.num_samples for one in self._records.values()), time.monotonic() - self._began
         # Plain tuples: classes would be most of what travels.
         units = [(index, one.num_samples, one.weight, one.loss, one.metrics) for index, one in self._records.items()]
-        mine = self._run.member, samples, seconds, units
+        mine = self._run.member, samples, seconds, units, self._run.membership.saying
         with tracing.span("gather records"):
             everybody = gather_agreed(self._run.group, mine, self._failure, f"computing step {self.index}")
         self.shares = []
-        for member, samples, seconds, units in everybody:
+        self._told = {}
+        for member, samples, seconds, units, told in everybody:
+            self._told[member] = told
             records |= {index: UnitRecord(member, *values) for index, *values in units}
             self.shares.append(Share(member, samples, seconds))
         self._check_losses(records)

@@ -16,12 +16,22 @@ class Notice(IntFlag):
     BUSY = 4  # somebody is writing one
     DUE = 8  # the first member wants one
     CLOCKS = 16  # the first member wants clocks compared
+    STAYS = 32  # somebody was not asked to end
 
 
 def exchange(
-    group: Group, saver: Saver, cadence: Cadence, step: int, *, stop: bool, compare_clocks: bool = False
+    group: Group, saver: Saver, cadence: Cadence, step: int, *, stop: bool, ends: bool, compare_clocks: bool = False
 ) -> Notice:
     """Tell the other members what is up after `step` steps, and learn it from them. Collective: one small all-reduce.
+
+    Args:
+        group: the live ranks.
+        saver: this member's checkpoints.
+        cadence: tells the first member when one is due.
+        step: steps made.
+        stop: whether this member was asked to stop the run.
+        ends: whether it was asked to end itself; all of them are asked to stop the run.
+        compare_clocks: whether the first member wants clocks compared.
 
     Raises:
         CheckpointError: a checkpoint that was being written could not be; on every member.
@@ -29,6 +39,8 @@ def exchange(
     mine = Notice(0)
     if stop:
         mine |= Notice.STOP
+    if not ends:
+        mine |= Notice.STAYS
     if saver.failed:
         mine |= Notice.FAILED
     if saver.busy:
@@ -39,6 +51,8 @@ def exchange(
         mine |= Notice.CLOCKS
     with tracing.span("exchange notices"):
         notices = Notice(group.union(mine))
+    if not notices & Notice.STAYS:
+        notices |= Notice.STOP
     if notices & Notice.FAILED:
         with together(group, "writing a checkpoint"):
             if mine & Notice.FAILED:

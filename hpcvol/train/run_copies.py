@@ -66,7 +66,7 @@ class RunCopies:
                 self.mine.give_up()
 
     def renew(self) -> None:
-        """Have members that live keep the run, where those that kept it have died.
+        """Have members that are here keep the run, where those that kept it have died or left.
 
         Raises:
             MemberError: none of them sees its directory.
@@ -81,6 +81,15 @@ class RunCopies:
             self._open(group.rank == able[0] and self.mine is None)
             self.keepers = able[:1]
         self.keeps = group.rank in self.keepers
+
+    def can_spare(self, leaving: set[int]) -> bool:
+        """Return whether a member that is not among those `leaving` sees the run directory."""
+        return self._group.any(self.sees and self._group.members[self._group.rank] not in leaving)
+
+    def hand_over(self) -> None:
+        """Let another member keep the run. Local."""
+        self.release()
+        self.mine, self.keeps = None, False
 
     def take_metrics(self, owner: int) -> None:
         """Give the metrics of the member at rank `owner` to all that keep the run elsewhere."""

@@ -42,10 +42,15 @@ class Saver:
         self._news: str | None = None
 
     def take_over(self, checkpoints: Checkpoints) -> None:
-        """Make checkpoints from now on, in the place of a member that died, which may not have finished its last."""
+        """Make checkpoints from now on, in the place of one that died or left, which may not have finished its last."""
         self._checkpoints = checkpoints
         self.step = self._copied_step = None
         self._cadence.hurry()
+
+    def hand_over(self) -> None:
+        """Wait for what is being written, and make no more: another member will."""
+        self.close()
+        self._checkpoints = None
 
     @property
     def busy(self) -> bool:

@@ -207,6 +207,16 @@ class Trainer:
         if self._trace is not None:
             self._trace.abandon()
 
+    def can_spare(self, leaving: set[int]) -> bool:
+        """As `hpcvol.elastic.membership.Part`: somebody has to see the run directory."""
+        return self._copies.can_spare(leaving)
+
+    def hand_over(self) -> None:
+        """As `hpcvol.elastic.membership.Part`: another member will keep the run, and tell of it."""
+        self._saver.hand_over()
+        self._report.close()
+        self._copies.hand_over()
+
     def rebuild(self) -> None:
         """As `hpcvol.elastic.membership.Part`: the run is kept, and told of, by members that live."""
         kept = self._copies.keeps
@@ -286,12 +296,14 @@ class Trainer:
                     step.backward(output.loss, output.weight, output.metrics)
                 except Exception as error:
                     step.fail(error)  # one error for all members, rather than one from each
+                if stop.ends_alone and self.run.membership.survives:
+                    self.run.leave()
             self._progress.count(step)
             self._pace.count(step.shares)
             self._log(step)
             best = self._validation_is_due() and self._validate()
             compare = self._trace is not None and self._trace.wants_clocks_compared
-            notices = self._exchange(stop.requested, compare)
+            notices = self._exchange(stop, compare)
             if self._trace is not None and notices & Notice.CLOCKS:
                 self.run.membership.attempt(self._trace.compare_clocks)
             if news := self._saver.news():
@@ -307,10 +319,18 @@ class Trainer:
                 break
         return True
 
-    def _exchange(self, stop: bool, compare_clocks: bool) -> Notice:
-        return self.run.membership.attempt(
+    def _exchange(self, stop: StopRequest, compare_clocks: bool) -> Notice:
+        membership, ends = self.run.membership, stop.ends
+        asked = stop.requested or (ends and (membership.stays or not membership.survives))
+        return membership.attempt(
             lambda: exchange(
-                self._group, self._saver, self._cadence, self.run.step, stop=stop, compare_clocks=compare_clocks
+                self._group,
+                self._saver,
+                self._cadence,
+                self.run.step,
+                stop=asked,
+                ends=ends,
+                compare_clocks=compare_clocks,
             )
         )
 

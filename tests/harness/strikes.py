@@ -1,7 +1,7 @@
-"""Members that die at named points: what a program imports to have itself killed at the n-th time it gets there.
+"""Members that are struck at named points: what a program imports to have itself killed at the n-th time it gets there.
 
-Points are the names of the spans that every room records for the trace. STRIKES is JSON: a list of [member, point, n].
-A member that dies leaves a file `struck-MEMBER-POINT` in the folder STRUCK first: a test asserts that it is there.
+Points are the names of the spans that every room records for the trace. STRIKES is JSON: a list of [member, point, n], or [member, point, n, "SIGTERM"] for another signal than SIGKILL.
+A member that is struck leaves a file `struck-MEMBER-POINT` in the folder STRUCK first: a test asserts that it is there.
 """
 
 import json
@@ -19,9 +19,12 @@ MEMBER = int(environment.variable("OMPI_COMM_WORLD_RANK") or 0)
 
 def install() -> None:
     """From now on die where STRIKES says."""
-    plan = [
-        (point, nth) for member, point, nth in json.loads(environment.variable("STRIKES") or "[]") if member == MEMBER
-    ]
+    strikes = json.loads(environment.variable("STRIKES") or "[]")
+    plan = {
+        (point, nth): signal.Signals[(*other, "SIGKILL")[0]]
+        for member, point, nth, *other in strikes
+        if member == MEMBER
+    }
     folder = Path(environment.variable("STRUCK") or ".")
     seen: Counter[str] = Counter()
 
@@ -29,7 +32,7 @@ def install() -> None:
         seen[name] += 1
         if (name, seen[name]) in plan:
             (folder / f"struck-{MEMBER}-{name.replace(' ', '_')}").touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), plan[name, seen[name]])
 
     def striking(function: Callable[..., Any]) -> Callable[..., Any]:
         def struck(name: str, *args: Any, **kwargs: Any) -> Any:
