@@ -1,4 +1,4 @@
-"""Stopping by request: a signal asks, and the run stops after the step at hand, with a checkpoint, or a member leaves."""
+"""Stopping by request: a signal asks. The run stops after the step at hand, with a checkpoint, or one member leaves."""
 
 import signal
 import time

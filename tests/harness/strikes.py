@@ -1,7 +1,8 @@
 """Members that are struck at named points: what a program imports to have itself killed at the n-th time it gets there.
 
-Points are the names of the spans that every room records for the trace. STRIKES is JSON: a list of [member, point, n], or [member, point, n, "SIGTERM"] for another signal than SIGKILL.
-A member that is struck leaves a file `struck-MEMBER-POINT` in the folder STRUCK first: a test asserts that it is there.
+Points are the names of the spans that every room records for the trace. STRIKES is JSON: a list of
+[member, point, n], or [member, point, n, "SIGTERM"] for another signal than SIGKILL. A member that is struck leaves
+a file `struck-MEMBER-POINT` in the folder STRUCK first: a test asserts that it is there.
 """
 
 import json
