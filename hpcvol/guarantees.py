@@ -12,6 +12,7 @@ class Guarantee:
     Attributes:
         loop: who owns a step: "run" (hpcvol.start, Trainer, `hpcvol train`) or "optimizer" (DistributedOptimizer).
         sum: how gradients are added, "exact" or "float".
+        robust: whether they are combined so that outliers cannot decide (`strategy.combine`), rather than averaged.
         weights: what the trained weights depend on; empty where the combination is refused.
         samples: which samples an epoch takes.
         resume: what going on from a checkpoint gives.
@@ -20,6 +21,7 @@ class Guarantee:
 
     loop: str
     sum: str
+    robust: bool = False
     weights: str = ""
     samples: str = ""
     resume: str = ""
@@ -30,23 +32,38 @@ GUARANTEES = (
     Guarantee(
         "run",
         "exact",
-        "the same bits at any number of ranks, on any hosts of one numerics class",
-        "each exactly once an epoch",
-        "the bits of a run that was never interrupted, at any number of ranks; refused in another numerics class",
+        weights="the same bits at any number of ranks, on any hosts of one numerics class",
+        samples="each exactly once an epoch",
+        resume="the bits of a run that was never interrupted, at any number of ranks; refused in another numerics "
+        "class",
     ),
     Guarantee(
         "run",
         "float",
-        "equal up to rounding: the order of additions follows the number of ranks",
-        "each exactly once an epoch",
-        "goes on after the last checkpoint's step; equal up to rounding",
+        weights="equal up to rounding: the order of additions follows the number of ranks",
+        samples="each exactly once an epoch",
+        resume="goes on after the last checkpoint's step; equal up to rounding",
+    ),
+    Guarantee(
+        "run",
+        "float",
+        robust=True,
+        weights="depend on the number of ranks: each counts as one, and a few faulty ones do not decide",
+        samples="each exactly once an epoch; those of outliers may count for nothing",
+        resume="goes on after the last checkpoint's step",
+    ),
+    Guarantee(
+        "run",
+        "exact",
+        robust=True,
+        remedy='robust combinations leave outliers out, and the exact sum adds every unit; set train.sum = "float"',
     ),
     Guarantee(
         "optimizer",
         "float",
-        "equal up to rounding, if every rank's portion is of the same size",
-        "whatever the loop's own sampler gives",
-        "the loop's own affair",
+        weights="equal up to rounding, if every rank's portion is of the same size",
+        samples="whatever the loop's own sampler gives",
+        resume="the loop's own affair",
     ),
     Guarantee(
         "optimizer",
@@ -57,17 +74,18 @@ GUARANTEES = (
 )
 
 
-def require(loop: str, sum: str) -> Guarantee:
+def require(loop: str, sum: str, *, robust: bool = False) -> Guarantee:
     """Return what is promised for a way to train.
 
     Raises:
         ConfigError: the combination cannot hold; says why and what to do. Or there is no such sum.
     """
-    found = next((one for one in GUARANTEES if (one.loop, one.sum) == (loop, sum)), None)
+    found = next((one for one in GUARANTEES if (one.loop, one.sum, one.robust) == (loop, sum, robust)), None)
     if found is None:
         raise ConfigError(f'sum = "{sum}": expected "exact" or "float"')
     if found.remedy:
-        raise ConfigError(f'{_NAMES[loop]} with sum = "{sum}": {found.remedy}')
+        what = " and a robust strategy.combine" if robust else ""
+        raise ConfigError(f'{_NAMES[loop]} with sum = "{sum}"{what}: {found.remedy}')
     return found
 
 
@@ -79,5 +97,6 @@ def table() -> str:
     lines = ["| loop | sum | weights | samples | resume |", "|---|---|---|---|---|"]
     for one in GUARANTEES:
         told = f"refused: {one.remedy} | |" if one.remedy else f"{one.weights} | {one.samples} | {one.resume}"
-        lines.append(f"| `{_NAMES[one.loop]}` | `{one.sum}` | {told} |")
+        how = f"`{one.sum}`, robust" if one.robust else f"`{one.sum}`"
+        lines.append(f"| `{_NAMES[one.loop]}` | {how} | {told} |")
     return "\n".join(lines) + "\n"

@@ -11,11 +11,13 @@ from hpcvol.collectives.direct import SharedVector
 from hpcvol.comm import Group
 from hpcvol.comm.calls import Call
 from hpcvol.strategies.between import Between
+from hpcvol.strategies.combinations import Combination
 from hpcvol.strategies.exact_reducers import ExactBetween, NodeExact, PlainExact
 from hpcvol.strategies.float_reducers import FloatsBetween, NodeFloats, PlainFloats
 from hpcvol.strategies.in_turn import InTurn, turns_of
 from hpcvol.strategies.memory import Memory
 from hpcvol.strategies.reducer import BUCKET_NBYTES, Buckets, ExactReducer, FloatReducer
+from hpcvol.strategies.robust_reducer import RobustFloats
 
 
 class AllReduce:
@@ -29,19 +31,27 @@ class AllReduce:
         group: the live ranks.
         algorithm: as `comm.algorithm`.
         bucket_nbytes: how many bytes of gradients are combined at once (`comm.bucket_nbytes`).
+        combination: what becomes of members' gradients in floating point (`strategy.combine`); their mean by default.
 
     Raises:
         ConfigError: an algorithm that does not exist, or cannot work over the group.
         MismatchError: members ask for different ones.
     """
 
-    def __init__(self, group: Group, algorithm: Algorithm = "auto", bucket_nbytes: int = BUCKET_NBYTES) -> None:
+    def __init__(
+        self,
+        group: Group,
+        algorithm: Algorithm = "auto",
+        bucket_nbytes: int = BUCKET_NBYTES,
+        combination: Combination | None = None,
+    ) -> None:
         check_name(algorithm)
         with group.calling(Call.of("choose_algorithm", algorithm=algorithm)):
             check_algorithm(group, algorithm)
         self.group = group
         self.algorithm: Algorithm = algorithm
         self.bucket_nbytes = bucket_nbytes
+        self._combination = combination
         self._turns: InTurn | None = None
 
     def sum(self, vector: NDArray[Any]) -> None:
@@ -61,6 +71,8 @@ class AllReduce:
             buckets: elements, from and to, of each.
             vector: where they lie; its memory does not move.
         """
+        if self._combination is not None:
+            return RobustFloats(self.group, self.algorithm, vector.mine, self._combination)
         group = self._group_of_gradients()
         shared = self._shared(group, vector)
         if shared is None:

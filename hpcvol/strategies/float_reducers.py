@@ -23,8 +23,9 @@ class PlainFloats:
     def push(self, bucket: int) -> None:
         """Nothing: all is combined at the end."""
 
-    def finish(self, weight: int) -> None:
+    def finish(self, weight: int, own: int) -> None:
         """Sum bucket by bucket, and divide."""
+        del own
         for bucket, (start, stop) in enumerate(self._buckets):
             with tracing.span("all-reduce sum", bucket=bucket):
                 allreduce(self._group, self.vector[start:stop], "sum", self._algorithm)
@@ -44,8 +45,9 @@ class NodeFloats:
     def push(self, bucket: int) -> None:
         """Nothing: memory is as fast at the end."""
 
-    def finish(self, weight: int) -> None:
+    def finish(self, weight: int, own: int) -> None:
         """Sum and divide in one pass, this rank's slice of all vectors."""
+        del own
         with tracing.span("all-reduce sum", nbytes=self.vector.nbytes):
             self._shared.allreduce("mean", divisor=weight)
 
@@ -69,8 +71,9 @@ class FloatsBetween:
         """Let the bucket be combined."""
         self._between.give(bucket, partial(self._combine, *self._buckets[bucket]))
 
-    def finish(self, weight: int) -> None:
+    def finish(self, weight: int, own: int) -> None:
         """Wait for all buckets, and divide."""
+        del own
         self._between.wait()
         self.vector /= weight
 

@@ -46,8 +46,15 @@ class FloatReducer(Protocol):
     def push(self, bucket: int) -> None:
         """Say that a bucket's gradients are final here; buckets are pushed in order, each once a step. Local."""
 
-    def finish(self, weight: int) -> None:
-        """Replace `vector` by its sum over all members divided by `weight`. Collective; every bucket was pushed."""
+    def finish(self, weight: int, own: int) -> None:
+        """Replace `vector` by its sum over all members divided by `weight`, or another combination of their means.
+
+        Collective; every bucket was pushed.
+
+        Args:
+            weight: of all members together.
+            own: of this member; their sum is `weight`.
+        """
 
     def drop(self) -> None:
         """Forget what was pushed: the step is given up. Collective; every bucket was pushed."""

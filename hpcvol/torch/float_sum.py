@@ -39,6 +39,7 @@ class FloatGradients:
         self._strategy = strategy
         self._used = np.zeros(len(parameters), np.int32)
         self._in_step = False
+        self._weight = 0
         self.finished = False
         by_dtype: dict[torch.dtype, list[int]] = {}
         for i, parameter in enumerate(self._parameters):
@@ -64,6 +65,7 @@ class FloatGradients:
     def reset(self) -> None:
         """Forget the gradients of the step before."""
         self.finished = False
+        self._weight = 0
         self._used.fill(0)
         self._readiness.begin_step()
         for parameter in self._parameters:
@@ -75,6 +77,7 @@ class FloatGradients:
     def backward(self, loss: torch.Tensor, weight: int, *, last: bool) -> None:
         """Differentiate weight · loss into the flat buffers."""
         self._readiness.begin_pass(last=last)
+        self._weight += weight
         self._in_step = True
         try:
             (loss * weight).backward()  # type: ignore[no-untyped-call]
@@ -84,6 +87,7 @@ class FloatGradients:
 
     def take_over(self) -> None:
         """Take what the parameters hold as the step's gradients, after backward passes of a loop of its own."""
+        self._weight = 1
         self._readiness.begin_step()  # loops have other ways to zero gradients than `reset`
         for i, parameter in enumerate(self._parameters):
             self._used[i] = parameter.grad is not None
@@ -107,7 +111,7 @@ class FloatGradients:
     def finish(self, weight: int) -> None:
         """Leave Σ gradients / Σ weight in the parameters; None where no worker used one. Collective."""
         for flat in self._flats:
-            flat.finish(weight)
+            flat.finish(weight, self._weight)
         for parameter, view, used in zip(self._parameters, self._views, self._used, strict=True):
             gradient = view if view.dtype == parameter.dtype else view.to(parameter.dtype)
             parameter.grad = gradient if used else None
@@ -178,12 +182,12 @@ class _Flat:
         if self._on_cpu:
             self._reducer.drop()
 
-    def finish(self, weight: int) -> None:
+    def finish(self, weight: int, own: int) -> None:
         if not self._on_cpu:
             self._reducer.vector[:] = self._tensor.cpu().numpy()
             for bucket in range(len(self.layout.buckets)):
                 self._reducer.push(bucket)
-        self._reducer.finish(weight)
+        self._reducer.finish(weight, own)
         if not self._on_cpu:
             self._tensor.copy_(torch.from_numpy(self._reducer.vector))
 

@@ -18,6 +18,7 @@ from hpcvol.elastic.units import Batching, UnitSpan, merge
 from hpcvol.errors import CheckpointError, ConfigError, ModelError
 from hpcvol.guarantees import require
 from hpcvol.strategies.allreduce import AllReduce
+from hpcvol.strategies.combinations import parse
 from hpcvol.strategies.reducer import BUCKET_NBYTES
 from hpcvol.torch.buffers import Buffers
 from hpcvol.torch.evaluation import Evaluation, evaluate
@@ -47,6 +48,7 @@ class Settings:
         algorithm: as for `hpcvol.collectives.allreduce`.
         bucket_nbytes: how many bytes of gradients are combined at once.
         elastic: whether the run goes on without members that die, where the MPI can.
+        combine: what becomes of members' gradients under the float sum, as `strategy.combine`.
     """
 
     batch_size: int
@@ -57,9 +59,10 @@ class Settings:
     algorithm: Algorithm = "auto"
     bucket_nbytes: int = BUCKET_NBYTES
     elastic: bool = True
+    combine: str = "mean"
 
     def __post_init__(self) -> None:
-        require("run", self.sum)
+        require("run", self.sum, robust=parse(self.combine) is not None)
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed = {self.seed}: expected a number from 0 to 2^63 - 1")
 
@@ -104,7 +107,7 @@ class Run:
             _check_parameters(model)
             _check_optimizer(model, optimizer)
         agree_on(group, self._facts(len(samples)), "make the same model, optimizer and run on every member")
-        self.strategy = AllReduce(group, settings.algorithm, settings.bucket_nbytes)
+        self.strategy = AllReduce(group, settings.algorithm, settings.bucket_nbytes, parse(settings.combine))
         self._applying = False
         self._guard = optimizer.register_step_pre_hook(self._refuse_step)
         self.gradients = self._make_gradients()

@@ -23,6 +23,7 @@ def start(
     unit_size: int | None = None,
     *,
     sum: str = "exact",
+    combine: str = "mean",
     seed: int = 0,
     clip_norm: float | None = None,
     device: str = "auto",
@@ -43,6 +44,8 @@ def start(
             units in one pass); an eighth of the batch by default. It does not depend on the number of members, because
             the weights must not.
         sum: "exact": the same weights to the bit at any number of members; "float": faster, without that promise.
+        combine: under the float sum, what becomes of the gradients of members of whom some may be faulty:
+            "median" and others, as `strategy.combine`.
         seed: decides sample order and the random numbers of each unit.
         clip_norm: largest 2-norm of the gradient; None does not clip.
         device: "auto", "cpu" or "cuda".
@@ -61,7 +64,12 @@ def start(
     group = start_mpi()
     with together(group, "starting the run"):
         settings = Settings(
-            batch_size, default_unit_size(batch_size) if unit_size is None else unit_size, sum, seed, clip_norm
+            batch_size,
+            default_unit_size(batch_size) if unit_size is None else unit_size,
+            sum,
+            seed,
+            clip_norm,
+            combine=combine,
         )
         samples = open_samples(data)
         check_device(device)

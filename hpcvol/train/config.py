@@ -25,6 +25,8 @@ from pydantic import (
 from hpcvol.collectives import Algorithm
 from hpcvol.elastic.units import default_unit_size
 from hpcvol.errors import ConfigError
+from hpcvol.guarantees import require
+from hpcvol.strategies.combinations import parse as parse_combination
 from hpcvol.strategies.reducer import BUCKET_NBYTES
 from hpcvol.train import config_errors, toml
 
@@ -235,6 +237,18 @@ class TrainConfig(_Section):
         return self
 
 
+class StrategyConfig(_Section):
+    """How members' gradients become one."""
+
+    combine: str = Field(
+        default="mean",
+        description="What becomes of members' gradients under the float sum. Outliers cannot decide `median`, "
+        "`trimmed_mean:SHARE` (each coordinate without a share of members at each end), `krum:FAULTY`, "
+        "`multi_krum:FAULTY` (the member, or members, closest to the others, where so many may be faulty) and "
+        "`centred_clip:RADIUS` (no member moves it by more); each member counts alike in them.",
+    )
+
+
 class CheckpointConfig(_Section):
     """What is kept to go on from."""
 
@@ -298,9 +312,19 @@ class Config(_Section):
     data: DataConfig
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
+    strategy: StrategyConfig = StrategyConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     comm: CommConfig = CommConfig()
     elastic: ElasticConfig = ElasticConfig()
+
+    @model_validator(mode="after")
+    def _combination_can_be(self) -> Self:
+        try:
+            robust = parse_combination(self.strategy.combine) is not None
+            require("run", self.train.sum, robust=robust)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return self
 
     _folder: Path = PrivateAttr(default=Path("."))
     _copy: Path | None = PrivateAttr(default=None)

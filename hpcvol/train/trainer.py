@@ -161,6 +161,7 @@ class Trainer:
             config.comm.algorithm,
             config.comm.bucket_nbytes,
             config.elastic.enabled,
+            config.strategy.combine,
         )
         self.run = Run(model, optimizer, self._data.train, settings, group, device)
         if train.patience is not None and self._data.val is None:

@@ -18,6 +18,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "source": config.SourceConfig,
     "optimizer": config.OptimizerConfig,
     "train": config.TrainConfig,
+    "strategy": config.StrategyConfig,
     "checkpoint": config.CheckpointConfig,
     "comm": config.CommConfig,
 }
