@@ -23,7 +23,7 @@ def trimmed_mean(stack, trim, out):  # type: ignore[no-untyped-def]
         for member in range(members):
             value = np.float64(stack[member, i])
             if value != value:
-                value = np.inf
+                value = np.float64(np.inf)
             place = member
             while place > 0 and column[place - 1] > value:
                 column[place] = column[place - 1]

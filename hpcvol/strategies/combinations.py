@@ -45,7 +45,7 @@ class Median:
     def combine(self, stack: Stack, total: Total) -> Stack:
         """Take the middle one, or the mean of the middle two."""
         del total
-        out = np.empty_like(stack[0])
+        out: Stack = np.empty_like(stack[0])
         robust.trimmed_mean(stack, (len(stack) - 1) // 2, out)
         return out
 
@@ -64,7 +64,7 @@ class TrimmedMean:
     def combine(self, stack: Stack, total: Total) -> Stack:
         """Leave as many out as the share says, but never all."""
         del total
-        out = np.empty_like(stack[0])
+        out: Stack = np.empty_like(stack[0])
         robust.trimmed_mean(stack, min(math.ceil(self.share * len(stack)), (len(stack) - 1) // 2), out)
         return out
 
@@ -100,7 +100,7 @@ class Krum:
         # The nearest of all is the member itself, at distance 0.
         scores = np.sort(distances, axis=1)[:, : members - self.faulty - 1].sum(axis=1)
         best = np.sort(np.argsort(scores, kind="stable")[: members - 2 * self.faulty - 2 if self.several else 1])
-        out = np.empty_like(stack[0])
+        out: Stack = np.empty_like(stack[0])
         robust.trimmed_mean(stack[best], 0, out)
         return out
 
