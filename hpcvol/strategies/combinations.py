@@ -1,7 +1,8 @@
 """What becomes of the gradients of several members under the float sum: their mean, or what outliers cannot decide.
 
 Each works on a stack, one row a member: this rank's slice of each one's mean gradient. Where whole vectors are compared
-`total` adds a small vector of numbers over the slices of all ranks.
+`total` adds a small vector of numbers over the slices of all ranks. Kernels are imported where they run: the
+configuration, which every command reads, asks which combinations there are.
 """
 
 import math
@@ -13,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcvol.errors import ConfigError
-from hpcvol.kernels import robust
 
 Stack: TypeAlias = NDArray[Any]
 Total: TypeAlias = Callable[[NDArray[np.float64]], None]
@@ -44,6 +44,8 @@ class Median:
 
     def combine(self, stack: Stack, total: Total) -> Stack:
         """Take the middle one, or the mean of the middle two."""
+        from hpcvol.kernels import robust
+
         del total
         out: Stack = np.empty_like(stack[0])
         robust.trimmed_mean(stack, (len(stack) - 1) // 2, out)
@@ -63,6 +65,8 @@ class TrimmedMean:
 
     def combine(self, stack: Stack, total: Total) -> Stack:
         """Leave as many out as the share says, but never all."""
+        from hpcvol.kernels import robust
+
         del total
         out: Stack = np.empty_like(stack[0])
         robust.trimmed_mean(stack, min(math.ceil(self.share * len(stack)), (len(stack) - 1) // 2), out)
@@ -93,6 +97,8 @@ class Krum:
 
     def combine(self, stack: Stack, total: Total) -> Stack:
         """Score all members over whole vectors; average the best."""
+        from hpcvol.kernels import robust
+
         members = len(stack)
         distances = np.zeros((members, members))
         robust.squared_distances(stack, distances)
@@ -119,6 +125,8 @@ class CentredClip:
 
     def combine(self, stack: Stack, total: Total) -> Stack:
         """Clip by the norm of whole vectors."""
+        from hpcvol.kernels import robust
+
         centre = Median().combine(stack, total)
         for _ in range(_CLIPPINGS):
             distances = np.zeros(len(stack))
