@@ -299,9 +299,9 @@ class ElasticConfig(_Section):
     """What becomes of a run when members die."""
 
     enabled: bool = Field(
-        default=False,
-        description="The run goes on without members that die, where the MPI can: Open MPI from version 5, started by "
-        "`hpcvol train`, or by `mpiexec --with-ft ulfm`. Otherwise their death ends it.",
+        default=True,
+        description="The run goes on without members that die or leave, where the MPI can: Open MPI from version 5, "
+        "started by `hpcvol train`, or by `mpiexec --with-ft ulfm`. Otherwise their death ends it.",
     )
 
 

@@ -18,7 +18,7 @@ AT_ONCE = (
     "import sys; sys.path.insert(0, {harness!r}); import strikes; strikes.install()\n"
     "from hpcvol.train import stopping; stopping._ALL_SECONDS = {seconds}\n"
 )
-OVERRIDES = ("--set", "train.steps=12", "--set", "checkpoint.every_steps=3", "--set", "elastic.enabled=true")
+OVERRIDES = ("--set", "train.steps=12", "--set", "checkpoint.every_steps=3")
 
 PLANS: dict[str, list[list[Any]]] = {
     "the first one, which keeps the run": [[0, "backward", 6, "SIGTERM"]],

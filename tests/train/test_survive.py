@@ -14,7 +14,7 @@ from hpcvol.comm.launcher import OPEN_MPI, vendor_of
 
 SECONDS = 240.0
 STRIKING = "import sys; sys.path.insert(0, {harness!r}); import strikes; strikes.install()\n"
-OVERRIDES = ("--set", "train.steps=12", "--set", "checkpoint.every_steps=3", "--set", "elastic.enabled=true")
+OVERRIDES = ("--set", "train.steps=12", "--set", "checkpoint.every_steps=3")
 
 PLANS = {
     "the first one, while it writes a checkpoint": [[0, "checkpoint write", 2]],
