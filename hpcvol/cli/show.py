@@ -104,6 +104,8 @@ def run_lines(described: Mapping[str, Any]) -> Iterator[Line]:
     for one in described["checkpoints"]:
         best = "  (best)" if one["name"] == described["best_checkpoint"] else ""
         yield "checkpoint", f"{one['name']}  {size(one['nbytes'])}  {one['trouble'] or 'whole by its sizes'}{best}"
+    for name, share in described["credit"].items():
+        yield "credit", f"{name}: {share['units']} units, {share['samples']} samples, {share['seconds']:.1f} s"
     if described["complete"]:
         summary = described["summary"]
         yield "test loss", number(summary.get("test_loss"))

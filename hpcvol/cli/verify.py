@@ -60,7 +60,7 @@ def _verify_run(path: Path) -> tuple[list[str], list[str], str]:
     nbytes = sum(checkpoint_nbytes(one) for one in (path / "checkpoints").glob("step-*"))
     with _progress(f"reading {path}", nbytes) as on_read:
         findings = verify_run(path, on_read)
-    return findings.damaged, findings.notes, "configuration, metrics, checkpoints and summary are good"
+    return findings.damaged, findings.notes, "configuration, metrics, checkpoints, ledger and summary are good"
 
 
 @contextmanager

@@ -95,13 +95,18 @@ class Membership:
         """
         self._views, self._claims_views, self.view = views, True, view
 
+    @property
+    def has_newest_view(self) -> bool:
+        """Whether no others have gone on without this member, as far as it sees."""
+        return self._views is None or self._views.is_newest(self.view)
+
     def check_view(self) -> None:
         """Return if this member may write for the run. Local; before whatever is written takes effect.
 
         Raises:
             MemberError: others have gone on without this member, which was stopped or cut off for a while.
         """
-        if self._views is not None and not self._views.is_newest(self.view):
+        if not self.has_newest_view:
             raise MemberError(
                 f"{self.group.name_of_me} was taken for dead, and the others have gone on without it: it ends here, "
                 "and has written nothing since"

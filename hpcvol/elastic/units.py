@@ -81,6 +81,17 @@ def merge(spans: list[UnitSpan]) -> list[UnitSpan]:
     return [UnitSpan(first.step, first.index, first.epoch, first.position, sum(span.count for span in spans))]
 
 
+def covered(spans: list[UnitSpan], index: int, count: int) -> list[UnitSpan]:
+    """Return those of a step's units that unit `index` of `count` samples stands for: itself, or those merged to it."""
+    found = []
+    for span in spans[index:]:
+        if count <= 0:
+            break
+        found.append(span)
+        count -= span.count
+    return found
+
+
 def default_unit_size(batch_size: int) -> int:
     """Return an eighth of the batch, rounded up: eight units leave something to deal to up to eight workers."""
     return -(-batch_size // UNITS_PER_BATCH)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from hpcvol import tracing
 from hpcvol.comm import agree, gather_agreed
 from hpcvol.elastic.bag import Bag
 from hpcvol.elastic.membership import MembersChanged
-from hpcvol.elastic.units import UnitSpan
+from hpcvol.elastic.units import UnitSpan, covered
 from hpcvol.errors import HpcvolError, ModelError
 from hpcvol.torch.exact import NonFiniteSumError
 from hpcvol.torch.loader import Unit
@@ -43,11 +43,13 @@ class Share:
         member: its id.
         num_samples: samples of its units.
         seconds: from the step's beginning until it came to sum, its data included; of the last attempt.
+        units: indices of its units, in order.
     """
 
     member: int
     num_samples: int
     seconds: float
+    units: Sequence[int] = ()
 
 
 class Step:
@@ -239,7 +241,9 @@ class Step:
         for member, samples, seconds, units, told in everybody:
             self._told[member] = told
             records |= {index: UnitRecord(member, *values) for index, *values in units}
-            self.shares.append(Share(member, samples, seconds))
+            spans = [covered(self._units, index, num_samples) for index, num_samples, *_ in units]
+            indices = sorted(span.index for part in spans for span in part)
+            self.shares.append(Share(member, samples, seconds, indices))
         self._check_losses(records)
         return records
 

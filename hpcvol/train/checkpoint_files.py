@@ -8,7 +8,7 @@ from typing import Any
 
 import xxhash
 
-FORMAT = 5
+FORMAT = 6
 MODEL, OPTIMIZER, STATE, BEST = "model.safetensors", "optimizer.pt", "state.json", "best"
 _NAME = re.compile(r"step-\d{8,}")  # others in the folder are not ours: a copy that somebody keeps
 _CHUNK_NBYTES = 1 << 24

@@ -1,4 +1,7 @@
-"""What members tell each other after each step, in one collective: who wants to stop, and how checkpoints are doing."""
+"""What members tell each other after each step, in one collective.
+
+Who wants to stop, how checkpoints are doing, and each its part of the digest of the model that they have come to.
+"""
 
 from enum import IntFlag
 
@@ -6,6 +9,7 @@ from hpcvol import tracing
 from hpcvol.comm import Group, together
 from hpcvol.train.cadence import Cadence
 from hpcvol.train.saving import Saver
+from hpcvol.train.state_digest import digest_from
 
 
 class Notice(IntFlag):
@@ -20,18 +24,30 @@ class Notice(IntFlag):
 
 
 def exchange(
-    group: Group, saver: Saver, cadence: Cadence, step: int, *, stop: bool, ends: bool, compare_clocks: bool = False
-) -> Notice:
-    """Tell the other members what is up after `step` steps, and learn it from them. Collective: one small all-reduce.
+    group: Group,
+    saver: Saver,
+    cadence: Cadence,
+    step: int,
+    part: int,
+    *,
+    stop: bool,
+    ends: bool,
+    compare_clocks: bool = False,
+) -> tuple[Notice, str]:
+    """Tell the other members what is up after `step` steps, and learn it from them. Collective: one small all-gather.
 
     Args:
         group: the live ranks.
         saver: this member's checkpoints.
         cadence: tells the first member when one is due.
         step: steps made.
+        part: what this member adds to the digest of the model.
         stop: whether this member was asked to stop the run.
         ends: whether it was asked to end itself; all of them are asked to stop the run.
         compare_clocks: whether the first member wants clocks compared.
+
+    Returns:
+        What is up, and the digest.
 
     Raises:
         CheckpointError: a checkpoint that was being written could not be; on every member.
@@ -50,7 +66,10 @@ def exchange(
     if group.rank == 0 and compare_clocks:
         mine |= Notice.CLOCKS
     with tracing.span("exchange notices"):
-        notices = Notice(group.union(mine))
+        everybody = group.gather_objects((int(mine), part))
+    notices = Notice(0)
+    for theirs, _ in everybody:
+        notices |= Notice(theirs)
     if not notices & Notice.STAYS:
         notices |= Notice.STOP
     if notices & Notice.FAILED:
@@ -59,4 +78,4 @@ def exchange(
                 saver.wait()
     if notices & Notice.BUSY and cadence.can_wait:
         notices &= ~Notice.DUE
-    return notices
+    return notices, digest_from(part for _, part in everybody)

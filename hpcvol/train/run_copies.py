@@ -4,6 +4,7 @@ from pathlib import Path
 
 from hpcvol.comm import ABSENT, Group, shared, together
 from hpcvol.comm.files import pass_file
+from hpcvol.elastic.ledger import LEDGER_NAME
 from hpcvol.errors import MemberError
 from hpcvol.train.config import Config, is_reference
 from hpcvol.train.run_directory import METRICS_NAME, RunDirectory, holds_run
@@ -91,12 +92,14 @@ class RunCopies:
         self.release()
         self.mine, self.keeps = None, False
 
-    def take_metrics(self, owner: int) -> None:
-        """Give the metrics of the member at rank `owner` to all that keep the run elsewhere."""
-        path = self.path / METRICS_NAME
+    def take_lines(self, owner: int) -> None:
+        """Give metrics and ledger of the member at rank `owner` to all that keep the run elsewhere."""
         wanted = self.keeps and not self._sharing.same(self._group.rank, owner)
-        if self._group.any(wanted) and self._group.broadcast_object(path.exists(), owner):
-            pass_file(self._group, owner, path, path if wanted else None)
+        if not self._group.any(wanted):
+            return
+        for path in (self.path / METRICS_NAME, self.path / LEDGER_NAME):
+            if self._group.broadcast_object(path.exists(), owner):
+                pass_file(self._group, owner, path, path if wanted else None)
 
     def what_is_not_shared(self) -> str | None:
         """Return one line that says what hosts do not share, and what follows; None where they share all."""

@@ -6,6 +6,7 @@ import shutil
 import time
 from pathlib import Path
 
+from hpcvol.elastic.ledger import LEDGER_NAME
 from hpcvol.errors import ConfigError
 from hpcvol.train.checkpoint_files import BEST, checkpoints_in
 from hpcvol.train.completion import SUMMARY_NAME, Completion
@@ -110,7 +111,8 @@ class RunDirectory:
         """Refuse a folder that holds files of the names that a run's have; others, such as logs, are left alone."""
         if holds_run(self.path):
             return
-        names = [CONFIG_NAME, METRICS_NAME, CHECKPOINTS_NAME, SUMMARY_NAME, *([TRACE_NAME] * self._config.train.trace)]
+        names = [CONFIG_NAME, METRICS_NAME, LEDGER_NAME, CHECKPOINTS_NAME, SUMMARY_NAME]
+        names += [TRACE_NAME] * self._config.train.trace
         taken = [name for name in names if self._has(name)]
         if taken:
             raise ConfigError(
@@ -171,7 +173,7 @@ class RunDirectory:
                 path.unlink(missing_ok=True)
         if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
             folder.rmdir()
-        for name in (METRICS_NAME, TRACE_NAME, PREVIOUS_TRACE_NAME, COLLECTIVES_NAME, CONFIG_NAME):
+        for name in (METRICS_NAME, LEDGER_NAME, TRACE_NAME, PREVIOUS_TRACE_NAME, COLLECTIVES_NAME, CONFIG_NAME):
             (self.path / name).unlink(missing_ok=True)
 
 

@@ -1,7 +1,9 @@
 """What a complete run leaves behind: `summary.json`, and its last lines on the terminal."""
 
+from dataclasses import asdict
 from typing import Any
 
+from hpcvol.elastic.ledger import Head
 from hpcvol.torch.evaluation import Evaluation
 from hpcvol.torch.run import Run
 from hpcvol.train.progress import Progress
@@ -9,7 +11,7 @@ from hpcvol.train.report import duration
 from hpcvol.train.weights import weights_sha256
 
 
-def summarise(run: Run, progress: Progress, test: Evaluation | None, seconds: float) -> dict[str, Any]:
+def summarise(run: Run, progress: Progress, test: Evaluation | None, seconds: float, ledger: Head) -> dict[str, Any]:
     """Return the summary of a complete run: losses in nats a weight item, `seconds` over all of its starts. Local."""
     validation = dict(progress.validation)
     return {
@@ -25,6 +27,7 @@ def summarise(run: Run, progress: Progress, test: Evaluation | None, seconds: fl
         "samples": progress.samples,
         "seconds": seconds,
         "samples_per_second": progress.samples / seconds,
+        "ledger": asdict(ledger),
     }
 
 

@@ -5,15 +5,17 @@ import logging
 import math
 import time
 from contextlib import nullcontext
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hpcvol import environment
+from hpcvol import environment, tracing
 from hpcvol.comm import Group, set_patience, together
 from hpcvol.comm import start as start_mpi
+from hpcvol.elastic.ledger import LEDGER_NAME, Head, Ledger
 from hpcvol.elastic.views import Views
 from hpcvol.errors import CheckpointError, ConfigError, ModelError
 from hpcvol.torch.device import choose_device, choose_threads, make_deterministic
@@ -30,6 +32,7 @@ from hpcvol.train.completion import SUMMARY_NAME
 from hpcvol.train.config import Config
 from hpcvol.train.cost_table import keep_costs, recall_costs
 from hpcvol.train.files import finite, write_whole, writing
+from hpcvol.train.ledger_lines import circumstances, commit
 from hpcvol.train.notices import Notice, exchange
 from hpcvol.train.optimizers import learning_rate_factor
 from hpcvol.train.pace import Pace
@@ -43,6 +46,7 @@ from hpcvol.train.run_data import open_data
 from hpcvol.train.run_directory import CHECKPOINTS_NAME, METRICS_NAME
 from hpcvol.train.same_numerics import check_numerics, distinct
 from hpcvol.train.saving import Saver
+from hpcvol.train.state_digest import part_of_digest
 from hpcvol.train.stopping import StopRequest
 from hpcvol.train.summary import conclusion, summarise
 from hpcvol.train.trace import Trace
@@ -85,6 +89,7 @@ class Trainer:
         self._fresh = fresh
         self._stop = stop
         self._progress = Progress()
+        self._ledger_head = Head()
         self._pace = Pace()
         self._group = start_mpi() if group is None else group
         set_patience(config.comm.warn_seconds, config.comm.abort_seconds)
@@ -133,6 +138,7 @@ class Trainer:
             if self._trace is not None:
                 self._trace.close()
             self._report.close()
+            self._ledger.close()
             self.run.close()
         return complete
 
@@ -184,6 +190,9 @@ class Trainer:
             int(columns) if columns else None,
             speaks=self.run.is_first,
         )
+        membership = self.run.membership
+        self._ledger = Ledger(self._run_dir / LEDGER_NAME if keeps else None, lambda: membership.has_newest_view)
+        self._changes_told: dict[str, int] = {}
         # Until here nothing in the folder has changed: whatever is refused leaves a former run as it was.
         resumed = None if self._fresh else self._resume()
         if resumed is None and config.model.weights is not None:
@@ -193,10 +202,12 @@ class Trainer:
             self._begin_view()
         keep_costs(group, self._run_dir, config.comm.algorithm, keeps=keeps)
         if resumed is not None:
-            self._copies.take_metrics(resumed.owner)
+            self._copies.take_lines(resumed.owner)
         self._resumed_samples = self._progress.samples
         with together(group, "opening the run directory"):
             self._report.forget_after(self.run.step)
+            self._ledger.begin(self._ledger_head)
+            circumstances(self._ledger, self.run, self._data.id, self._numerics)
         self._introduce(resumed)
         if not_shared := self._copies.what_is_not_shared():
             self._report.say(not_shared)
@@ -215,6 +226,7 @@ class Trainer:
     def hand_over(self) -> None:
         """As `hpcvol.elastic.membership.Part`: another member will keep the run, and tell of it."""
         self._saver.hand_over()
+        self._ledger.hand_over()
         self._report.close()
         self._copies.hand_over()
 
@@ -228,6 +240,7 @@ class Trainer:
                 self._saver.take_over(self._checkpoints_of_run())
             hook = load_hook(self._config.here()) if first else None
             self._report.take_over(self._run_dir / METRICS_NAME if keeps else None, hook, speaks=first)
+            self._ledger.take_over(self._run_dir / LEDGER_NAME if keeps else None)
 
     def _begin_view(self) -> None:
         """Claim the run for these members."""
@@ -262,6 +275,7 @@ class Trainer:
         with together(self._group, f"going on from {found.name}"):
             self.run.load_state(state["run"])
             self._progress = Progress(**state["progress"])
+            self._ledger_head = Head(**state["ledger"])
             if state["best"] and self._checkpoints is not None and self._group.rank == found.owner:
                 # It may have been killed between writing the checkpoint and pointing to it.
                 self._checkpoints.make_best(found.path)
@@ -301,10 +315,15 @@ class Trainer:
                     self.run.leave()
             self._progress.count(step)
             self._pace.count(step.shares)
+            self._tell_changes()
+            view = self.run.membership.view
             self._log(step)
             best = self._validation_is_due() and self._validate()
             compare = self._trace is not None and self._trace.wants_clocks_compared
-            notices = self._exchange(stop, compare)
+            notices, digest = self._exchange(stop, compare)
+            with tracing.span("ledger"):
+                commit(self._ledger, step, view, digest)
+            self._tell_changes()
             if self._trace is not None and notices & Notice.CLOCKS:
                 self.run.membership.attempt(self._trace.compare_clocks)
             if news := self._saver.news():
@@ -320,20 +339,34 @@ class Trainer:
                 break
         return True
 
-    def _exchange(self, stop: StopRequest, compare_clocks: bool) -> Notice:
-        membership, ends = self.run.membership, stop.ends
+    def _exchange(self, stop: StopRequest, compare_clocks: bool) -> tuple[Notice, str]:
+        membership, group, ends = self.run.membership, self._group, stop.ends
         asked = stop.requested or (ends and (membership.stays or not membership.survives))
-        return membership.attempt(
-            lambda: exchange(
-                self._group,
+
+        def told() -> tuple[Notice, str]:
+            with tracing.span("digest"):
+                part = part_of_digest(self.run.model.state_dict(), group.rank, group.size)
+            return exchange(
+                group,
                 self._saver,
                 self._cadence,
                 self.run.step,
+                part,
                 stop=asked,
                 ends=ends,
                 compare_clocks=compare_clocks,
             )
-        )
+
+        return membership.attempt(told)
+
+    def _tell_changes(self) -> None:
+        """Enter into the ledger who has died or left since the last call. Local."""
+        membership, told = self.run.membership, self._changes_told
+        now = {"view": membership.view, "members": self._group.members}
+        for kind, who in (("death", membership.lost), ("leave", membership.left)):
+            if new := who[told.get(kind, 0) :]:
+                self._ledger.event(kind, who=new, **now)
+            told[kind] = len(who)
 
     def _forward(self, unit: Unit) -> Any:
         bf16 = self._config.train.precision == "bf16"
@@ -409,7 +442,9 @@ class Trainer:
             "dataset": self._data.id,
             "numerics": self._numerics,
             "best": best,
+            "ledger": asdict(self._ledger.head),
         }
+        self._ledger.sync()
         self._saver.save(self.run.step, self.run.model, self.run.optimizer, state, best=best)
 
     def _wait_for_checkpoint(self, *, best: bool) -> None:
@@ -433,17 +468,20 @@ class Trainer:
             self._save(best=best)
         self._wait_for_checkpoint(best=best)
         test = self._evaluate(self._data.test)
-        summary = summarise(self.run, self._progress, test, self._seconds())
 
-        def write() -> None:
+        def write() -> dict[str, Any]:
+            self._tell_changes()
+            summary = summarise(self.run, self._progress, test, self._seconds(), self._ledger.head)
             with together(self._group, "writing the summary"):
                 if self._copies.keeps:
                     self.run.membership.check_view()
+                    self._ledger.sync()
                     path = self._run_dir / SUMMARY_NAME
                     with writing(path):
                         write_whole(path, json.dumps(finite(summary), indent=1) + "\n")
+            return summary
 
-        self.run.membership.attempt(write)
+        summary = self.run.membership.attempt(write)
         for line in conclusion(summary):
             self._report.say(line)
         if slow := self._pace.slow_member(self._group.members):

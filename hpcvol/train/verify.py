@@ -1,22 +1,26 @@
 """Reading all of a checkpoint or a run, and naming everything in it that is damaged."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import safetensors
+import safetensors.torch
 import torch
 
+from hpcvol.elastic.ledger import LEDGER_NAME
 from hpcvol.errors import HpcvolError
 from hpcvol.train.checkpoint import load_weights
 from hpcvol.train.checkpoint_files import BEST, MODEL, OPTIMIZER, STATE, checkpoints_in, digest_of, read_state
 from hpcvol.train.completion import SUMMARY_NAME
 from hpcvol.train.config import Config, load_config
+from hpcvol.train.ledger_account import Account, read_account, verify_lines
 from hpcvol.train.parts import build_model
 from hpcvol.train.recipe import of_another_run
 from hpcvol.train.run_directory import CHECKPOINTS_NAME, CONFIG_NAME, METRICS_NAME, is_at_work
+from hpcvol.train.state_digest import state_digest
 from hpcvol.train.weights import weights_sha256
 
 OnRead = Callable[[int], object]
@@ -61,7 +65,7 @@ def verify_checkpoint(path: Path, on_read: OnRead = lambda _nbytes: None) -> lis
 
 
 def verify_run(path: Path, on_read: OnRead = lambda _nbytes: None) -> Findings:
-    """Read all of the run in folder `path`: configuration, metrics, checkpoints, summary. Local.
+    """Read all of the run in folder `path`: configuration, metrics, checkpoints, ledger, summary. Local.
 
     The model is built from the configuration to compute the digest of the last checkpoint's weights anew, so the
     user's model code runs.
@@ -94,8 +98,9 @@ def verify_run(path: Path, on_read: OnRead = lambda _nbytes: None) -> Findings:
         )
     if (folder / BEST).is_symlink() and not (folder / BEST).exists():
         findings.damaged.append(f"{folder / BEST}: points to {(folder / BEST).readlink()}, which is not there")
+    account = _verify_ledger(path, whole, findings)
     if (path / SUMMARY_NAME).exists():
-        _verify_summary(path / SUMMARY_NAME, whole[-1] if whole else None, config, findings)
+        _verify_summary(path / SUMMARY_NAME, whole[-1] if whole else None, config, account, findings)
     return findings
 
 
@@ -165,10 +170,37 @@ def _verify_metrics(path: Path) -> Iterator[str]:
             yield f"{path}: line {number} is not a JSON object with a step"
 
 
-def _verify_summary(path: Path, last: Path | None, config: Config | None, findings: Findings) -> None:
+def _verify_ledger(run_dir: Path, checkpoints: Sequence[Path], findings: Findings) -> Account | None:
+    """Look at the ledger, and whether each whole checkpoint is of it; return it where it can be read."""
+    try:
+        account = read_account(run_dir)
+    except OSError as error:
+        findings.damaged.append(f"{run_dir / LEDGER_NAME}: cannot be read ({error})")
+        return None
+    if account is None:
+        findings.damaged += [f"{run_dir / LEDGER_NAME}: is missing"] if checkpoints else []
+        return None
+    if account.tail:
+        findings.notes.append(f"{account.path}: its last line was not written to its end, and will be again")
+    findings.damaged += verify_lines(account)
+    for checkpoint in checkpoints:
+        state = read_state(checkpoint)
+        version, expected = state["run"]["step"], account.digest_of(state["run"]["step"])
+        if not account.leads_to(state["ledger"]):
+            findings.damaged.append(f"{account.path}: line {state['ledger']['lines']} is not what {checkpoint} tells")
+        elif version and state_digest(safetensors.torch.load_file(checkpoint / MODEL)) != expected:
+            findings.damaged.append(f"{checkpoint}: holds other weights than version {version} had by {LEDGER_NAME}")
+    return account
+
+
+def _verify_summary(
+    path: Path, last: Path | None, config: Config | None, account: Account | None, findings: Findings
+) -> None:
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
         steps, digest, completed = summary["steps"], summary["weights_sha256"], summary["completed"]
+        if account is not None and summary["ledger"] != {"hash": account.hashes[-1], "lines": len(account.lines)}:
+            findings.damaged.append(f"{account.path}: does not end as {path} tells")
     except (OSError, ValueError, KeyError, TypeError) as error:
         findings.damaged.append(f"{path}: is not a summary ({type(error).__name__}: {error})")
         return

@@ -77,8 +77,13 @@ def test_show_a_run(project: Path) -> None:
     assert all(one["trouble"] is None for one in described["checkpoints"])
     summary = json.loads((project / "run" / "summary.json").read_text())
     assert described["last_validation"]["loss"] == summary["val_loss"]
+    ((member, credit),) = described["credit"].items()
+    assert member.startswith("member 0 (")
+    assert (credit["units"], credit["samples"]) == (6 * 8, 6 * 64)
+    assert credit["seconds"] > 0
     _, text = run("show", project / "run")
     assert "complete: 6 steps" in text
+    assert f"{member}: 48 units, 384 samples, {credit['seconds']:.1f} s" in text
     assert summary["weights_sha256"] in text
 
 
@@ -185,6 +190,23 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "metrics out of order": (
         lambda run: rewrite(run / "metrics.jsonl", lambda text: '{"step": 9}\n' + text),
         "metrics.jsonl: line 2 is of step 1, after one of step 9",
+    ),
+    "a share that was changed in the ledger": (
+        lambda run: rewrite(run / "ledger.jsonl", lambda text: text.replace('"samples": 64', '"samples": 65', 1)),
+        "ledger.jsonl: line 3 does not follow from the one before",
+    ),
+    "a ledger without its last line": (
+        lambda run: rewrite(run / "ledger.jsonl", lambda text: "".join(text.splitlines(keepends=True)[:-1])),
+        "ledger.jsonl: line 7 is not what ",
+    ),
+    "no ledger": (lambda run: (run / "ledger.jsonl").unlink(), "ledger.jsonl: is missing"),
+    "a ledger with a line too many": (
+        lambda run: rewrite(run / "ledger.jsonl", lambda text: text + "{}\n"),
+        "ledger.jsonl: does not end as ",
+    ),
+    "a checkpoint of other weights than the ledger tells": (
+        lambda run: spoil_weights(run / "checkpoints/step-00000003", 0.125),
+        "step-00000003: holds other weights than version 3 had by ledger.jsonl",
     ),
     "a summary of another step": (
         lambda run: rewrite(run / "summary.json", lambda text: text.replace('"steps": 6', '"steps": 5')),

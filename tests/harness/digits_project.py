@@ -75,9 +75,13 @@ def make_project(folder: Path, data: Path) -> Project:
     return Project(folder)
 
 
+# What of a summary clocks and the number of members decide.
+PASSING = ("ranks", "seconds", "samples_per_second", "ledger")
+
+
 def what_decides(summary: dict[str, Any]) -> dict[str, Any]:
     """Return what of a summary must have the same bits however a run was stopped, resumed and dealt."""
-    return {key: value for key, value in summary.items() if key not in ("ranks", "seconds", "samples_per_second")}
+    return {key: value for key, value in summary.items() if key not in PASSING}
 
 
 def without_rates(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:

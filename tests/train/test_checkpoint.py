@@ -147,7 +147,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "empty state": lambda folder: os.truncate(folder / "state.json", 0),
     "zeros in state": lambda folder: (folder / "state.json").write_bytes(bytes(100)),
     "no state": lambda folder: (folder / "state.json").unlink(),
-    "another number in state": lambda folder: rewrite(folder / "state.json", '"format": 5', '"format": 5, "more": 1'),
+    "another number in state": lambda folder: rewrite(folder / "state.json", '"format": 6', '"format": 6, "more": 1'),
     "no files in state": lambda folder: rewrite(folder / "state.json", '"files": {', '"files": [], "others": {'),
     "other state": lambda folder: (folder / "state.json").write_text("[]"),
     "nothing": empty,

@@ -92,6 +92,7 @@ def test_a_second_host_keeps_the_same_run(group: Group, hosts: Group, projects: 
         checkpoint = Path("checkpoints") / "step-00000006" / name
         assert (one / checkpoint).read_bytes() == (other / checkpoint).read_bytes()
     assert without_rates(runs[0].metrics("run")) == without_rates(runs[1].metrics("run"))
+    assert (one / "ledger.jsonl").read_bytes() == (other / "ledger.jsonl").read_bytes()
     assert what_decides(runs[0].summary("run")) == what_decides(runs[1].summary("run"))
     assert what_decides(runs[0].summary("run")) == alone(projects, group, *COPIES)
 

@@ -43,6 +43,8 @@ def test_every_file_and_field(project: Project) -> None:
     state = json.loads((checkpoint / "state.json").read_text())
     assert set(fields(state, ("run", "progress"))) == documented("state.json")
     assert set(json.loads((run / "summary.json").read_text())) == documented("summary.json")
+    entries = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
+    assert {key for entry in entries for key in entry} == documented("ledger.jsonl") - {"who"} | {"prev"}
     lines = project.metrics("run")
     own = {"accuracy"}
     assert {key for line in lines for key in line} - own == documented("metrics.jsonl")

@@ -11,6 +11,7 @@ from launched import RunProgram
 
 from hpcvol.comm.launch import loaded_library
 from hpcvol.comm.launcher import OPEN_MPI, vendor_of
+from hpcvol.train.verify import verify_run
 
 SECONDS = 240.0
 STRIKING = "import sys; sys.path.insert(0, {harness!r}); import strikes; strikes.install()\n"
@@ -19,6 +20,7 @@ OVERRIDES = ("--set", "train.steps=12", "--set", "checkpoint.every_steps=3")
 PLANS = {
     "the first one, while it writes a checkpoint": [[0, "checkpoint write", 2]],
     "the first two, as members tell each other what is up": [[0, "exchange notices", 3], [1, "exchange notices", 7]],
+    "the first two, before they enter what all have committed": [[0, "ledger", 4], [1, "ledger", 9]],
     "the first one, when only the last checkpoint is left": [[0, "checkpoint write", 4]],
 }
 
@@ -57,4 +59,21 @@ def test_the_run_goes_on_and_ends_as_a_quiet_one(plan: str, project: Project, ru
     assert len(views) >= 2
     ours = [json.loads((project.folder / "struck" / "views" / name).read_text())["members"] for name in views]
     assert ours[0] == [0, 1, 2]
-    assert not {member for member, *_ in strikes} & set(ours[-1])
+    victims = [member for member, *_ in strikes]
+    assert not set(victims) & set(ours[-1])
+    lines, quiet = ledger(project, "struck"), ledger(project, "quiet")
+    assert [line["version"] for line in lines if "event" not in line] == list(range(1, 13))
+    assert digests(lines) == digests(quiet)
+    told = [int(who.split()[1]) for line in lines if line.get("event") == "death" for who in line["who"]]
+    assert told == victims
+    assert lines[-1]["view"] == len(views)
+    found = verify_run(project.folder / "struck")
+    assert (found.damaged, found.notes) == ([], [])
+
+
+def ledger(project: Project, run: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (project.folder / run / "ledger.jsonl").read_text().splitlines()]
+
+
+def digests(lines: list[dict[str, Any]]) -> list[str]:
+    return [line["digest"] for line in lines if "event" not in line]

@@ -22,6 +22,7 @@ SUMMARY_TYPES = {
     "samples": int,
     "seconds": float,
     "samples_per_second": float,
+    "ledger": dict,
 }
 
 
