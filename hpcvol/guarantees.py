@@ -89,6 +89,21 @@ def require(loop: str, sum: str, *, robust: bool = False) -> Guarantee:
     return found
 
 
+def require_verifiable(sum: str, share: float) -> None:
+    """Return if a share of the units of a run can be computed by two members and compared.
+
+    Raises:
+        ConfigError: it cannot; says why and what to do.
+    """
+    if not 0 <= share <= 1:
+        raise ConfigError(f"elastic.verify_share = {share}: expected a share of units from 0 to 1")
+    if share and sum != "exact":
+        raise ConfigError(
+            f'elastic.verify_share = {share} with sum = "{sum}": only under the exact sum two members come to the same '
+            'bits; set train.sum = "exact", or strategy.combine = "median", which leaves outliers out'
+        )
+
+
 _NAMES = {"run": "hpcvol.start", "optimizer": "DistributedOptimizer"}
 
 

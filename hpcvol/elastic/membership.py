@@ -7,10 +7,12 @@ nobody else can touch what they share or write what they write, set up again wha
 Who wants to leave says so with the records of a step; when the step is committed all know it, and part at its boundary.
 """
 
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from hpcvol.comm import Group, together
 from hpcvol.comm.ending import end_apart
@@ -18,6 +20,7 @@ from hpcvol.comm.failures import enumerate_names
 from hpcvol.comm.faults import tells_of_loss
 from hpcvol.comm.processes import Process
 from hpcvol.comm.surviving import survives_failures
+from hpcvol.elastic.checks import Guilty
 from hpcvol.elastic.views import Views
 from hpcvol.errors import CommError, HpcvolError, MemberError
 
@@ -63,6 +66,7 @@ class Membership:
         view: number of the view that these members have claimed; 0 without views.
         lost: names of the members that died, in order.
         left: names of the members that left, in order.
+        expelled: names of the members that were found to be wrong, in order; they are among those that died too.
         saying: what this member tells all others with the records of each step, by topic; it has to pickle.
         told: what members said with the step that was committed last, by member.
     """
@@ -73,6 +77,7 @@ class Membership:
         self.view = 0
         self.lost: list[str] = []
         self.left: list[str] = []
+        self.expelled: list[str] = []
         self.saying: dict[str, Any] = {}
         self.told: Mapping[int, Mapping[str, Any]] = {}
         self._parts: list[Part] = []
@@ -157,6 +162,36 @@ class Membership:
                 "`--with-ft ulfm`, as `hpcvol train` does, where elastic.enabled holds, and where there are two or more"
             )
         self.saying[_LEAVES] = True
+
+    def expel(self, guilty: Guilty, when: str) -> NoReturn:
+        """Have the others go on without a member that is wrong; what it did counts for nothing. Collective.
+
+        It ends itself, and is ended by those of its host: a program that was changed to go on, alone on a host, is not.
+
+        Args:
+            guilty: the same on all members.
+            when: the step.
+
+        Raises:
+            MembersChanged: on the others, which go on.
+            MemberError: it cannot be expelled, and the run ends; on all members.
+        """
+        group = self.group
+        name = group.name_of(group.members.index(guilty.member))
+        what = f"{name} is not to be trusted: {when}: {guilty.why}"
+        end = "test its memory and its processor, and start the run without it; it goes on from its last checkpoint"
+        if not self.survives:
+            raise MemberError(f"{what}: {end}", everywhere=True)
+        if group.rank == 0:
+            print(f"hpcvol: {what}: it is expelled", file=sys.stderr, flush=True)
+        if group.members[group.rank] == guilty.member:
+            os.kill(os.getpid(), signal.SIGKILL)
+        neighbour = group.processes.get(guilty.member)
+        if neighbour is not None:
+            _make_sure_of_death(name, neighbour)
+        self.expelled.append(name)
+        self.settle(group.barrier)
+        raise MemberError(f"{what}, and it goes on although it was told to end: {end}", everywhere=True)
 
     @property
     def stays(self) -> bool:

@@ -84,6 +84,7 @@ class ExactSum:
 
     Attributes:
         layout: where terms lie, and in which bucket.
+        reducer: what sums over ranks; another one after `rebuild`.
     """
 
     def __init__(
@@ -101,8 +102,8 @@ class ExactSum:
         self._least, self._first = _LEAST_BITS[dtype], _FIRST_BITS[dtype]
         self.layout = Layout.of([term.numel for term in self._terms], strategy.bucket_nbytes // dtype.itemsize)
         self._memory = Memory(self.layout.numel, np.dtype(np.int64)), Memory(self.layout.numel, _NUMPY[dtype])
-        self._reducer = strategy.exact(self.layout.buckets, *self._memory)
-        totals, means = torch.from_numpy(self._reducer.totals), torch.from_numpy(self._reducer.means)
+        self.reducer = strategy.exact(self.layout.buckets, *self._memory)
+        totals, means = torch.from_numpy(self.reducer.totals), torch.from_numpy(self.reducer.means)
         self._on_cpu = device.type == "cpu"
         self._total = totals if self._on_cpu else torch.zeros_like(totals, device=device)
         self._means = means if self._on_cpu else torch.zeros_like(means, device=device)
@@ -119,7 +120,7 @@ class ExactSum:
 
     def rebuild(self) -> None:
         """Sum over the members that there are now; what this worker added stays. Collective."""
-        self._reducer = self._strategy.exact(self.layout.buckets, *self._memory)
+        self.reducer = self._strategy.exact(self.layout.buckets, *self._memory)
 
     def reset(self) -> None:
         """Forget every unit of this step."""
@@ -144,10 +145,28 @@ class ExactSum:
             accumulate_in_torch(flat, self._scales[blocks], weight, self._slices[index], self._magnitudes[blocks])
         self._used[index] = 1
 
+    def begin_unit(self) -> None:
+        """Keep what is added from here on apart, up to `take_unit` or `forget_unit`. Local."""
+        self._apart = torch.zeros_like(self._total)
+        self._found_before = self._found.copy()
+        self._slices = [self._part(self._apart, index) for index in range(len(self._terms))]
+
+    def take_unit(self) -> NDArray[np.int64]:
+        """Add what was kept apart; return its integers. Local."""
+        self._slices = [self._part(self._total, index) for index in range(len(self._terms))]
+        self._total.add_(self._apart)
+        return self._apart.cpu().numpy()
+
+    def forget_unit(self) -> NDArray[np.int64]:
+        """Leave the sum as it was at `begin_unit`; return the integers of what was kept apart. Local."""
+        self._slices = [self._part(self._total, index) for index in range(len(self._terms))]
+        self._found[:] = self._found_before
+        return self._apart.cpu().numpy()
+
     def push(self, bucket: int) -> None:
         """Say that this worker adds no more to a bucket of `layout`. Local."""
         if self._on_cpu:
-            self._reducer.push(bucket)
+            self.reducer.push(bucket)
 
     def push_all(self) -> None:
         """Say that this worker adds no more to any bucket. Local."""
@@ -185,18 +204,18 @@ class ExactSum:
             self._cut.starts[self._cut.order], self._cut.numels[self._cut.order], self._scales[self._cut.order]
         )
         if self._on_cpu:
-            self._reducer.finish(blocks, weight)
+            self.reducer.finish(blocks, weight)
             return
-        self._reducer.totals[:] = self._total.cpu().numpy()
+        self.reducer.totals[:] = self._total.cpu().numpy()
         for bucket in range(len(self.layout.buckets)):
-            self._reducer.push(bucket)
-        self._reducer.finish(blocks, weight)
-        self._means.copy_(torch.from_numpy(self._reducer.means))
+            self.reducer.push(bucket)
+        self.reducer.finish(blocks, weight)
+        self._means.copy_(torch.from_numpy(self.reducer.means))
 
     def drop(self) -> None:
         """Forget the sums that were pushed, and take up the exponents that `agree` found. Collective."""
         if self._on_cpu:
-            self._reducer.drop()
+            self.reducer.drop()
         self._use_exponents(self._wanted_exponents)
 
     def mean(self, index: int) -> torch.Tensor:

@@ -133,6 +133,11 @@ class ExactGradients:
         """Collective: leave the mean in `parameter.grad`, rounded once to its dtype."""
         for total in self.sums:
             total.finish(weight)
+        self.hand_over()
+
+    def hand_over(self) -> None:
+        """Leave the mean in `parameter.grad` once more: units were computed since `finish`. Local."""
+        self._readiness.begin_step()
         for i, parameter in enumerate(self._parameters):
             total, place = self._places[i]
             mean = total.mean(place).view(parameter.shape)

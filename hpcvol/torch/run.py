@@ -16,10 +16,11 @@ from hpcvol.elastic.bag import deal
 from hpcvol.elastic.membership import Membership
 from hpcvol.elastic.units import Batching, UnitSpan, merge
 from hpcvol.errors import CheckpointError, ConfigError, ModelError
-from hpcvol.guarantees import require
+from hpcvol.guarantees import require, require_verifiable
 from hpcvol.strategies.allreduce import AllReduce
 from hpcvol.strategies.combinations import parse
 from hpcvol.strategies.reducer import BUCKET_NBYTES
+from hpcvol.strategies.verified_exact import VerifiedAllReduce
 from hpcvol.torch.buffers import Buffers
 from hpcvol.torch.evaluation import Evaluation, evaluate
 from hpcvol.torch.exact import ExactSum
@@ -31,6 +32,7 @@ from hpcvol.torch.samples import Samples, open_samples
 from hpcvol.torch.seeding import BETWEEN_STEPS, seed_generators
 from hpcvol.torch.staging import broadcast_tensor
 from hpcvol.torch.step import Step, not_finite
+from hpcvol.torch.verification import Verification
 
 logger = logging.getLogger("hpcvol")
 
@@ -49,6 +51,7 @@ class Settings:
         bucket_nbytes: how many bytes of gradients are combined at once.
         elastic: whether the run goes on without members that die, where the MPI can.
         combine: what becomes of members' gradients under the float sum, as `strategy.combine`.
+        verify_share: of units that two members compute, to be compared (`elastic.verify_share`).
     """
 
     batch_size: int
@@ -60,9 +63,11 @@ class Settings:
     bucket_nbytes: int = BUCKET_NBYTES
     elastic: bool = True
     combine: str = "mean"
+    verify_share: float = 0.0
 
     def __post_init__(self) -> None:
         require("run", self.sum, robust=parse(self.combine) is not None)
+        require_verifiable(self.sum, self.verify_share)
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed = {self.seed}: expected a number from 0 to 2^63 - 1")
 
@@ -75,6 +80,7 @@ class Run:
         settings: how.
         group: the live ranks.
         membership: who they are, and what becomes of the run when one dies.
+        verification: of units, by a second member; None where no share of them is to be verified.
         device: where this member computes.
         step: steps committed so far, over the life of the model (a resumed run goes on counting).
         batching: how samples become steps and units.
@@ -107,11 +113,16 @@ class Run:
             _check_parameters(model)
             _check_optimizer(model, optimizer)
         agree_on(group, self._facts(len(samples)), "make the same model, optimizer and run on every member")
-        self.strategy = AllReduce(group, settings.algorithm, settings.bucket_nbytes, parse(settings.combine))
+        strategy = VerifiedAllReduce if settings.verify_share else AllReduce
+        self.strategy = strategy(group, settings.algorithm, settings.bucket_nbytes, parse(settings.combine))
         self._applying = False
         self._guard = optimizer.register_step_pre_hook(self._refuse_step)
         self.gradients = self._make_gradients()
         self.buffers = Buffers(model, self.batching.units_per_step, self.strategy, device)
+        self.verification: Verification | None = None
+        if settings.verify_share and isinstance(self.gradients, ExactGradients):
+            sums = [*self.gradients.sums, self.buffers.total]
+            self.verification = Verification(settings.verify_share, group, sums)
         self.broadcast_model()
         self.membership.add(self)
 

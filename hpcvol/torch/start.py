@@ -24,6 +24,7 @@ def start(
     *,
     sum: str = "exact",
     combine: str = "mean",
+    verify_share: float = 0.0,
     seed: int = 0,
     clip_norm: float | None = None,
     device: str = "auto",
@@ -46,6 +47,8 @@ def start(
         sum: "exact": the same weights to the bit at any number of members; "float": faster, without that promise.
         combine: under the float sum, what becomes of the gradients of members of whom some may be faulty:
             "median" and others, as `strategy.combine`.
+        verify_share: under the exact sum, the share of units that two members compute, to be compared: who is wrong is
+            expelled.
         seed: decides sample order and the random numbers of each unit.
         clip_norm: largest 2-norm of the gradient; None does not clip.
         device: "auto", "cpu" or "cuda".
@@ -70,6 +73,7 @@ def start(
             seed,
             clip_norm,
             combine=combine,
+            verify_share=verify_share,
         )
         samples = open_samples(data)
         check_device(device)

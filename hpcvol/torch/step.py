@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,12 @@ from hpcvol.elastic.membership import MembersChanged
 from hpcvol.elastic.units import UnitSpan, covered
 from hpcvol.errors import HpcvolError, ModelError
 from hpcvol.torch.exact import NonFiniteSumError
+from hpcvol.torch.gradients import ExactGradients
 from hpcvol.torch.loader import Unit
 from hpcvol.torch.means import weighted_mean
 from hpcvol.torch.outputs import integer_weight, scalar, scalar_loss
 from hpcvol.torch.probe import Digests, compare, digest_unit
+from hpcvol.torch.verification import Verification
 
 if TYPE_CHECKING:
     from hpcvol.torch.run import Run
@@ -108,6 +111,8 @@ class Step:
                     break
             try:
                 fits = self._run.membership.settle(self._sum)
+                if fits and self._run.verification is not None:
+                    yield from self._verify(self._run.verification)
             except MembersChanged:
                 bag = Bag(self._lost())
                 continue
@@ -147,10 +152,14 @@ class Step:
                 self._probed.append(self._digest(unit, loss, weight))
             return
         means = {name: scalar(value) for name, value in (metrics or {}).items()}
-        self._records[unit.index] = UnitRecord(self._run.member, unit.num_samples, weight, scalar(loss), means)
-        if weight:
-            self._run.gradients.backward(loss, weight, last=self._last)
-            self._run.buffers.add(weight)
+        record = UnitRecord(self._run.member, unit.num_samples, weight, scalar(loss), means)
+        verification = self._run.verification
+        with nullcontext(True) if verification is None else verification.watching(unit.index, record) as counts:
+            if counts:
+                self._records[unit.index] = record
+            if weight:
+                self._run.gradients.backward(loss, weight, last=self._last and counts)
+                self._run.buffers.add(weight)
         tracing.record("backward", backward_ns, unit=unit.index)
 
     def fail(self, error: Exception) -> None:
@@ -179,6 +188,8 @@ class Step:
         self._records = {}
         self._run.gradients.reset()
         self._run.buffers.reset()
+        if self._run.verification is not None:
+            self._run.verification.reset()
         return self._deal(self._units)
 
     def _lost(self) -> list[UnitSpan]:
@@ -220,6 +231,7 @@ class Step:
                 )
             return False
         self._average(records)
+        self._summed = records
         if self.weight:
             run.gradients.finish(self.weight)
             run.buffers.combine(self.weight)
@@ -228,18 +240,34 @@ class Step:
             run.buffers.drop()
         return True
 
+    def _verify(self, verification: Verification) -> Iterator[Unit]:
+        """Have a share of the units computed again, and the run go on without who is wrong. Collective."""
+        if not self.weight:
+            return
+        membership, spans = self._run.membership, {span.index: span for span in self._units}
+        yield from verification.rounds(
+            self._seals, self._summed, membership.settle, lambda unit: self._offer(spans[unit]), lambda: self._failure
+        )
+        if verification.guilty is not None:
+            membership.expel(verification.guilty, f"step {self.index}")
+        if isinstance(self._run.gradients, ExactGradients):
+            self._run.gradients.hand_over()
+
     def _gather(self) -> dict[int, UnitRecord]:
         records: dict[int, UnitRecord] = {}
         samples, seconds = sum(one.num_samples for one in self._records.values()), time.monotonic() - self._began
         # Plain tuples: classes would be most of what travels.
         units = [(index, one.num_samples, one.weight, one.loss, one.metrics) for index, one in self._records.items()]
-        mine = self._run.member, samples, seconds, units, self._run.membership.saying
+        seal = None if self._run.verification is None else self._run.verification.seal()
+        mine = self._run.member, samples, seconds, units, self._run.membership.saying, seal
         with tracing.span("gather records"):
             everybody = gather_agreed(self._run.group, mine, self._failure, f"computing step {self.index}")
         self.shares = []
         self._told = {}
-        for member, samples, seconds, units, told in everybody:
+        self._seals = {}
+        for member, samples, seconds, units, told, seal in everybody:
             self._told[member] = told
+            self._seals[member] = seal
             records |= {index: UnitRecord(member, *values) for index, *values in units}
             spans = [covered(self._units, index, num_samples) for index, num_samples, *_ in units]
             indices = sorted(span.index for part in spans for span in part)

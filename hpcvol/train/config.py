@@ -25,7 +25,7 @@ from pydantic import (
 from hpcvol.collectives import Algorithm
 from hpcvol.elastic.units import default_unit_size
 from hpcvol.errors import ConfigError
-from hpcvol.guarantees import require
+from hpcvol.guarantees import require, require_verifiable
 from hpcvol.strategies.combinations import parse as parse_combination
 from hpcvol.strategies.reducer import BUCKET_NBYTES
 from hpcvol.train import config_errors, toml
@@ -303,6 +303,12 @@ class ElasticConfig(_Section):
         description="The run goes on without members that die or leave, where the MPI can: Open MPI from version 5, "
         "started by `hpcvol train`, or by `mpiexec --with-ft ulfm`. Otherwise their death ends it.",
     )
+    verify_share: Fraction = Field(
+        default=0.0,
+        description="Share of the units that two members compute under the exact sum, to be compared before a step "
+        "takes effect. Where they disagree a third decides; who is wrong is expelled, or named as the run ends where "
+        "members cannot be expelled (`enabled`) or there is no third.",
+    )
 
 
 class Config(_Section):
@@ -322,6 +328,7 @@ class Config(_Section):
         try:
             robust = parse_combination(self.strategy.combine) is not None
             require("run", self.train.sum, robust=robust)
+            require_verifiable(self.train.sum, self.elastic.verify_share)
         except ConfigError as error:
             raise ValueError(str(error)) from None
         return self

@@ -168,6 +168,7 @@ class Trainer:
             config.comm.bucket_nbytes,
             config.elastic.enabled,
             config.strategy.combine,
+            config.elastic.verify_share,
         )
         self.run = Run(model, optimizer, self._data.train, settings, group, device)
         if train.patience is not None and self._data.val is None:
