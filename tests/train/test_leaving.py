@@ -11,6 +11,7 @@ from launched import RunProgram
 
 from hpcvol.comm.launch import loaded_library
 from hpcvol.comm.launcher import OPEN_MPI, vendor_of
+from hpcvol.train.verify import verify_run
 
 SECONDS = 240.0
 # Steps take milliseconds here: a member does not wait for the others to be asked too.
@@ -65,6 +66,11 @@ def test_the_others_go_on_and_end_as_a_quiet_run(plan: str, project: Project, ru
     members = [json.loads(path.read_text())["members"] for path in views]
     assert members[0] == [0, 1, 2]
     assert members[-1] == [member for member in range(3) if member not in {struck for struck, *_ in strikes}]
+    lines = [json.loads(line) for line in (project.folder / "left" / "ledger.jsonl").read_text().splitlines()]
+    told = {(line["event"], int(who.split()[1])) for line in lines for who in line.get("who", [])}
+    assert told == {("leave" if signals else "death", member) for member, _, _, *signals in strikes}
+    found = verify_run(project.folder / "left")
+    assert (found.damaged, found.notes) == ([], [])
 
 
 @pytest.mark.limit_seconds(250)
