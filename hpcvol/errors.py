@@ -45,5 +45,9 @@ class LostMemberError(MemberError):
     """Another member has died, or can no longer be reached."""
 
 
+class LeftBehindError(MemberError):
+    """The others have gone on without this member, or without all that it can reach: these end, and nobody else."""
+
+
 class MismatchError(CommError):
     """Members called different collectives, or with other lengths, dtypes or operations; shows both sides."""

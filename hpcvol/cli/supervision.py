@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
@@ -20,6 +20,8 @@ import psutil
 _END_SECONDS = 3.0
 # Open MPI's launcher now and then misses the end of its last rank when another one had been killed, and waits for ever.
 _ALONE_SECONDS = 5.0
+# And it waits for hosts that it has lost, although the run has ended without them.
+_COMPLETE_SECONDS = 20.0
 _LOOK_SECONDS = 1.0
 # Asks, however often: Slurm and a job script may both send it for one reason. Of the others a second one ends all.
 _REQUEST = signal.SIGUSR1
@@ -33,7 +35,7 @@ class Ending:
     Attributes:
         status: its exit status, negative for the signal that ended it.
         stopped: whether it was asked to stop, by a signal to this process.
-        outlived: whether it was ended here because all that it had started was gone.
+        outlived: whether it was ended here because all that it had started was gone, or the run complete.
     """
 
     status: int
@@ -67,11 +69,19 @@ class _Supervisor:
             raise _EndNow
 
 
-def supervise(argv: Sequence[str], variables: Mapping[str, str]) -> Ending:
+def supervise(
+    argv: Sequence[str], variables: Mapping[str, str], is_complete: Callable[[], bool] = lambda: False
+) -> Ending:
     """Run `argv` with exactly the environment `variables` and wait for its end; main thread only.
 
     SIGUSR1, SIGINT, SIGTERM and SIGHUP of this process become one SIGUSR1 for the command; a second SIGINT, SIGTERM or
-    SIGHUP ends the command and all that it started on this node.
+    SIGHUP ends the command and all that it started on this node. So does the end of the run, if the command does not
+    follow it by itself.
+
+    Args:
+        argv: the command.
+        variables: its environment.
+        is_complete: whether the run that it was to start has come to its end.
 
     Returns:
         Its status, and why it ended.
@@ -83,17 +93,18 @@ def supervise(argv: Sequence[str], variables: Mapping[str, str]) -> Ending:
             supervisor.process = process
             if supervisor.requested:
                 raise _EndNow
-            outlived = not _ends_by_itself(process)
+            outlived = not _ends_by_itself(process, is_complete)
         except _EndNow:
             outlived = False
             end_session(process)
     return Ending(process.wait(), supervisor.requested, outlived)
 
 
-def _ends_by_itself(process: subprocess.Popen[bytes]) -> bool:
-    """Wait for the end of `process`; end it where it had children and has been without any for a while."""
+def _ends_by_itself(process: subprocess.Popen[bytes], is_complete: Callable[[], bool]) -> bool:
+    """Wait for the end of `process`; end it where all that it was started for is gone, or done, for a while."""
     launcher = psutil.Process(process.pid)
     had_children, alone_since = False, None
+    complete_since: float | None = None
     while True:
         with suppress(subprocess.TimeoutExpired):
             process.wait(_LOOK_SECONDS)
@@ -106,6 +117,10 @@ def _ends_by_itself(process: subprocess.Popen[bytes]) -> bool:
                 alone_since = alone_since or time.monotonic()
         if had_children and alone_since is not None and time.monotonic() - alone_since > _ALONE_SECONDS:
             process.kill()
+            return False
+        complete_since = (complete_since or time.monotonic()) if is_complete() else None
+        if complete_since is not None and time.monotonic() - complete_since > _COMPLETE_SECONDS:
+            end_session(process)
             return False
 
 

@@ -16,7 +16,7 @@ from hpcvol.comm.launch import default_num_ranks, launch_command
 from hpcvol.comm.launcher import under_launcher
 from hpcvol.errors import ConfigError
 from hpcvol.train.completion import Completion
-from hpcvol.train.config import Config, load_config
+from hpcvol.train.config import Config, ElasticConfig, load_config
 from hpcvol.train.project import load_project
 from hpcvol.train.stopping import StopRequest
 
@@ -47,7 +47,7 @@ def train(
         loaded = load_config(config, overrides)
         run_dir = run_dir or _default_run_dir(loaded, config)
         arguments = [str(config), *_options(overrides, run_dir, fresh)]
-        _launch(num_ranks or default_num_ranks(), arguments, Completion(run_dir), elastic=loaded.elastic.enabled)
+        _launch(num_ranks or default_num_ranks(), arguments, Completion(run_dir), loaded.elastic)
     elif num_ranks is None:
         _take_place(config, overrides, run_dir, fresh)
     else:
@@ -78,12 +78,15 @@ def _take_place(path: Path, overrides: list[str], run_dir: Path | None, fresh: b
         raise typer.Exit(EXIT_STOPPED)
 
 
-def _launch(num_ranks: int, arguments: list[str], completion: Completion, *, elastic: bool) -> None:
+def _launch(num_ranks: int, arguments: list[str], completion: Completion, elastic: ElasticConfig) -> None:
     """Start ranks, wait for them, and exit as the run ended."""
-    launch = launch_command(num_ranks, [sys.executable, "-m", "hpcvol.cli", "train", *arguments], elastic=elastic)
+    program = [sys.executable, "-m", "hpcvol.cli", "train", *arguments]
+    launch = launch_command(num_ranks, program, elastic=elastic.enabled, detect_seconds=elastic.detect_seconds)
     print(f"{launch.note}\n$ {shlex.join(launch.argv)}", flush=True)
     variables = {**launch.environment, LAUNCHED: "1", **_terminal()}
-    ending = supervise(launch.argv, {**environment.snapshot(), **variables})
+    ending = supervise(
+        launch.argv, {**environment.snapshot(), **variables}, is_complete=lambda: completion.is_complete(EXIT_STOPPED)
+    )
     if completion.is_complete(ending.status):
         return
     if ending.stopped:

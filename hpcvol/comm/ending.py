@@ -1,6 +1,7 @@
 """How a run ends when something went wrong: one clear message, nobody left hanging, an exit status that says so."""
 
 import atexit
+import ctypes
 import fcntl
 import os
 import stat
@@ -18,7 +19,7 @@ from hpcvol.comm.calls import live_calls
 from hpcvol.comm.group import Group
 from hpcvol.comm.launcher import launcher
 from hpcvol.comm.surviving import survives_failures
-from hpcvol.errors import CommError, HpcvolError, LostMemberError
+from hpcvol.errors import CommError, HpcvolError, LeftBehindError, LostMemberError
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -44,6 +45,8 @@ def end_together(world: Group) -> None:
 def fail(error: BaseException) -> NoReturn:
     """Report `error` and end the run on all members. For callers that catch an exception at the very top.
 
+    Who was left behind ends alone: whatever it told MPI could end those that go on without it.
+
     An error that all members raised (`everywhere=True`) is printed by the first and all leave in order. Any other one
     is printed by the member that has it, and MPI ends the others, since they would wait for this one forever. An
     HpcvolError is one message, other exceptions come with their traceback. KeyboardInterrupt prints nothing.
@@ -51,6 +54,8 @@ def fail(error: BaseException) -> NoReturn:
     Raises:
         SystemExit: where no other member has to be ended: status 1, or 130 after KeyboardInterrupt.
     """
+    if isinstance(error, LeftBehindError):
+        _end_alone(error)
     everywhere = isinstance(error, HpcvolError) and error.everywhere
     speaks = not isinstance(error, HpcvolError) or not everywhere or _speaks_for_all(error)
     in_order = everywhere and not _calls_were_given_up()
@@ -76,6 +81,26 @@ def end_apart() -> NoReturn:
     global _apart
     _apart = True
     raise SystemExit(0)
+
+
+def _end_alone(error: LeftBehindError) -> NoReturn:
+    """Report `error` and end this process at once, with a word to nobody."""
+    if not error.everywhere or _speaks_for_all(error):
+        print(_report(error), end="", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    wait_until_read(1, 2)
+    os._exit(EXIT_FAILED)
+
+
+def end_without_mpi() -> None:
+    """Have nothing of the MPI library's run when this process ends, which has not finalised it. Local.
+
+    All else that is done at the end of a program is done before.
+    """
+    library = ctypes.CDLL(None)
+    # `_exit` itself is what is called last, with the status: at that point no function of Python's could be.
+    library.on_exit(ctypes.cast(library._exit, ctypes.c_void_p), None)
 
 
 def end_all(status: int) -> None:

@@ -15,6 +15,7 @@ from hpcvol import environment
 from hpcvol.comm import slurm
 from hpcvol.comm.launcher import MPICH, OPEN_MPI, library_name, vendor_of
 from hpcvol.comm.startup import NO_MPI
+from hpcvol.comm.surviving import flags_to_survive
 from hpcvol.errors import CommError, ConfigError
 
 # mpiexec of Open MPI refuses root unless told twice, once for each of its halves.
@@ -24,6 +25,12 @@ _AS_ROOT = (
     "PRTE_ALLOW_RUN_AS_ROOT",
     "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM",
 )
+# The user's list of hosts, by a variable of Open MPI's launcher; and what that starts daemons with elsewhere.
+_HOSTFILE = "PRTE_MCA_prte_default_hostfile"
+_REMOTE_SHELL = "PRTE_MCA_plm_ssh_agent"
+
+DETECT_SECONDS = 10.0
+
 _PROBE = (
     "import mpi4py; mpi4py.rc.initialize = False; mpi4py.rc.finalize = False\n"
     "from mpi4py import MPI; print(MPI.Get_library_version())"
@@ -52,7 +59,9 @@ def default_num_ranks() -> int:
     return 1 if job is None else job.num_tasks
 
 
-def launch_command(num_ranks: int, program: Sequence[str], *, elastic: bool = False) -> Launch:
+def launch_command(
+    num_ranks: int, program: Sequence[str], *, elastic: bool = False, detect_seconds: float = DETECT_SECONDS
+) -> Launch:
     """Return the command that starts `program` on `num_ranks` ranks with this environment's MPI. Local.
 
     Ranks are not bound to cores: a rank's prefetch and watching threads would share its one core with the computation,
@@ -62,6 +71,7 @@ def launch_command(num_ranks: int, program: Sequence[str], *, elastic: bool = Fa
         num_ranks: one or more.
         program: what each rank runs, such as `[sys.executable, "train.py"]`.
         elastic: ranks are to outlive the death of others, where this MPI can.
+        detect_seconds: a member of a run on several hosts that was silent for so long counts as dead.
 
     Raises:
         CommError: no MPI library; or no mpiexec that belongs to it.
@@ -73,6 +83,7 @@ def launch_command(num_ranks: int, program: Sequence[str], *, elastic: bool = Fa
     mpiexec = _find_mpiexec(library)
     job = slurm.allocation()
     num_cores = job.num_cores if job else _num_cores()
+    several_hosts = job.num_nodes > 1 if job else environment.variable(_HOSTFILE) is not None
     crowded = num_ranks > num_cores
     notes = [f"{library}, {mpiexec}"]
     if job:
@@ -83,8 +94,9 @@ def launch_command(num_ranks: int, program: Sequence[str], *, elastic: bool = Fa
         more_than_slots = num_ranks > (job.num_slots if job else num_cores)
         flags = ["--bind-to", "none", *(["--oversubscribe"] if more_than_slots else [])]
         if elastic and num_ranks > 1 and _has_ulfm(library):
-            flags += ["--with-ft", "ulfm"]
-        variables = _open_mpi_variables(crowded, one_host=job is None or job.num_nodes == 1)
+            flags += flags_to_survive(detect_seconds if several_hosts else None)
+            flags += _agent_flags(job) if several_hosts else []
+        variables = _open_mpi_variables(crowded, one_host=not several_hosts)
         if os.geteuid() == 0:
             variables |= dict.fromkeys(_AS_ROOT, "1")
             notes.append("running as root, which Open MPI is told to allow")
@@ -102,6 +114,13 @@ def _open_mpi_variables(crowded: bool, one_host: bool) -> dict[str, str]:
         # Looking for fast networks takes Open MPI 5 a second at every start.
         variables["OMPI_MCA_btl"] = "^ofi"
     return variables
+
+
+def _agent_flags(job: slurm.Allocation | None) -> list[str]:
+    """Return what has daemons started such that the run outlives their hosts."""
+    shell = "srun" if job else environment.variable(_REMOTE_SHELL) or "ssh"
+    agent = f"{sys.executable} -IS {Path(__file__).with_name('daemon_agent.py')} {shell}"
+    return ["--prtemca", "plm", "ssh", "--prtemca", "plm_ssh_agent", agent]
 
 
 def _has_ulfm(library: str) -> bool:

@@ -1,5 +1,6 @@
 """Who started this process: what the environment says of `mpiexec`, `srun` and their kin. Local; loads no MPI."""
 
+import re
 from dataclasses import dataclass
 
 from hpcvol import environment
@@ -63,6 +64,12 @@ def under_launcher() -> bool:
     """Return whether this process was started by mpiexec, or by srun as one of several, and so is a rank already."""
     by = launcher()
     return by is not None and (by.name != "srun" or by.num_ranks != 1)
+
+
+def launching_host() -> str | None:
+    """Return the name of the host that Open MPI's mpiexec runs on, whose daemons end without it; else None. Local."""
+    job = re.fullmatch(r"prterun-(.+)-\d+@\d+", environment.variable("PMIX_NAMESPACE") or "")
+    return None if job is None else job[1]
 
 
 def _open_mpi() -> Launcher | None:

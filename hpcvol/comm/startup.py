@@ -7,7 +7,7 @@ from hpcvol import environment
 from hpcvol.comm import ending, watch
 from hpcvol.comm.group import Group
 from hpcvol.comm.launcher import Launcher, launcher, library_name, vendor_of
-from hpcvol.comm.surviving import survives_failures
+from hpcvol.comm.surviving import detects_silence, survives_failures
 from hpcvol.errors import CommError
 
 NO_MPI = (
@@ -40,7 +40,9 @@ def start() -> Group:
         if by is None:
             # Looking for fast networks takes Open MPI 5 a second, and a run of one rank talks to nobody.
             environment.set_default("OMPI_MCA_btl", "^ofi")
-        if survives_failures():
+        if detects_silence():
+            ending.end_without_mpi()
+        elif survives_failures():
             # Else the end of the program waits for those that have died, now and then for ever.
             environment.set_default("OMPI_MCA_async_mpi_finalize", "1")
         _initialise()
@@ -64,7 +66,8 @@ def _load() -> None:
     import mpi4py
 
     mpi4py.rc.initialize = False
-    mpi4py.rc.finalize = True
+    # It hangs where a thread of MPI's own watches members: the process ends without.
+    mpi4py.rc.finalize = not detects_silence()
     try:
         with warnings.catch_warnings():
             # mpi4py warns of foreign launchers; we refuse them in our own words.

@@ -18,16 +18,19 @@ from hpcvol.comm import Group, together
 from hpcvol.comm.ending import end_apart
 from hpcvol.comm.failures import enumerate_names
 from hpcvol.comm.faults import tells_of_loss
+from hpcvol.comm.launcher import launching_host
 from hpcvol.comm.processes import Process
 from hpcvol.comm.surviving import survives_failures
 from hpcvol.elastic.checks import Guilty
 from hpcvol.elastic.views import Views
-from hpcvol.errors import CommError, HpcvolError, MemberError
+from hpcvol.errors import CommError, HpcvolError, LeftBehindError, MemberError
 
 T = TypeVar("T")
 
 _GONE_SECONDS = 10.0
 _PAUSE_SECONDS = 0.001
+# Sides of a cut find it out within a fraction of `elastic.detect_seconds` of each other.
+_GIVE_WAY_SECONDS = 3.0
 
 # What members say with the records of a step.
 _LEAVES = "leaves"
@@ -109,10 +112,10 @@ class Membership:
         """Return if this member may write for the run. Local; before whatever is written takes effect.
 
         Raises:
-            MemberError: others have gone on without this member, which was stopped or cut off for a while.
+            LeftBehindError: others have gone on without this member, which was stopped or cut off for a while.
         """
         if not self.has_newest_view:
-            raise MemberError(
+            raise LeftBehindError(
                 f"{self.group.name_of_me} was taken for dead, and the others have gone on without it: it ends here, "
                 "and has written nothing since"
             )
@@ -282,7 +285,7 @@ class Membership:
         """Return if these members may go on without the others. Collective.
 
         Raises:
-            MemberError: they may not, on every one of them.
+            LeftBehindError: they may not, on every one of them.
         """
         members = self.group.members
         if self._claims_views:
@@ -292,10 +295,11 @@ class Membership:
                 owner = seen.index(True)
                 with together(self.group, "claiming the run"):
                     if self.group.rank == owner and self._views is not None:
+                        self._give_way_to_the_launcher(self._views)
                         claimed = self._views.claim(members)
                 claimed = self.group.broadcast_object(claimed, owner)
             if claimed is None:
-                raise MemberError(
+                raise LeftBehindError(
                     f"members {_names(members)} were cut off from the others, which hold the run directory or have "
                     "gone on without them: they end here, and have written nothing since",
                     everywhere=True,
@@ -304,11 +308,23 @@ class Membership:
             return
         others = before - dead - set(members)
         if len(others) > len(members) or (len(others) == len(members) and min(others) < min(members)):
-            raise MemberError(
+            raise LeftBehindError(
                 f"members {_names(members)} were cut off from members {_names(sorted(others))}, which may go on "
                 "without them: they end here",
                 everywhere=True,
             )
+
+    def _give_way_to_the_launcher(self, views: Views) -> None:
+        """Return when the side of a cut that has the launcher has had the time to claim the next view. Local.
+
+        The daemons of the other side, and with them its members, would end before long.
+        """
+        host = launching_host()
+        if host is None or any(_short(one) == _short(host) for one in self.group.hosts):
+            return
+        until = time.monotonic() + _GIVE_WAY_SECONDS
+        while views.is_newest(self.view) and time.monotonic() < until:
+            time.sleep(_PAUSE_SECONDS)
 
 
 def _try(function: Callable[[], T]) -> tuple[tuple[T] | None, Exception | None]:
@@ -333,6 +349,10 @@ def _make_sure_of_death(name: str, process: Process) -> None:
 
 def _go_on(size: int) -> str:
     return "1 member goes on" if size == 1 else f"{size} members go on"
+
+
+def _short(host: str) -> str:
+    return host.partition(".")[0]
 
 
 def _names(members: "tuple[int, ...] | list[int]") -> str:

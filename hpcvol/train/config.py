@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from hpcvol.collectives import Algorithm
+from hpcvol.comm.launch import DETECT_SECONDS
 from hpcvol.elastic.units import default_unit_size
 from hpcvol.errors import ConfigError
 from hpcvol.guarantees import require, require_verifiable
@@ -308,6 +309,11 @@ class ElasticConfig(_Section):
         description="Share of the units that two members compute under the exact sum, to be compared before a step "
         "takes effect. Where they disagree a third decides; who is wrong is expelled, or named as the run ends where "
         "members cannot be expelled (`enabled`) or there is no third.",
+    )
+    detect_seconds: PositiveFloat = Field(
+        default=DETECT_SECONDS,
+        description="In a run on several hosts a member that was silent for so long, its host lost, cut off or it "
+        "stopped, counts as dead. On one host it is waited for until `comm.abort_seconds`.",
     )
 
 

@@ -79,7 +79,7 @@ class RunCopies:
             if not able:
                 raise MemberError(f"no member that lives sees the run directory {self.path}", everywhere=True)
             self._fresh = False
-            self._open(group.rank == able[0] and self.mine is None)
+            self._open(group.rank == able[0] and self.mine is None, claimed=True)
             self.keepers = able[:1]
         self.keeps = group.rank in self.keepers
 
@@ -127,10 +127,10 @@ class RunCopies:
         if self.mine is not None:
             self.mine.release()
 
-    def _open(self, here: bool) -> None:
+    def _open(self, here: bool, *, claimed: bool = False) -> None:
         with together(self._group, "opening the run directory"):
             if here:
-                self.mine = RunDirectory(self.path, self._config, fresh=self._fresh)
+                self.mine = RunDirectory(self.path, self._config, fresh=self._fresh, claimed=claimed)
 
     def _next_place(self) -> int | None:
         """Return a rank that sees none of the directories that are open; one that has a directory already first."""

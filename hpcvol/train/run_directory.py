@@ -3,7 +3,9 @@
 import fcntl
 import os
 import shutil
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from hpcvol.elastic.ledger import LEDGER_NAME
@@ -49,6 +51,7 @@ class RunDirectory:
         path: the folder; it need not exist.
         config: what is to be trained.
         fresh: start over where there is a run already; nothing is deleted before `begin`.
+        claimed: the run is this job's, by a view, though a member that is lost may still hold the folder.
 
     Raises:
         ConfigError: the folder is something else, a run of a configuration that would give other weights, or at work
@@ -56,10 +59,11 @@ class RunDirectory:
         HpcvolError: the folder cannot be written.
     """
 
-    def __init__(self, path: Path, config: Config, *, fresh: bool) -> None:
+    def __init__(self, path: Path, config: Config, *, fresh: bool, claimed: bool = False) -> None:
         self.path = path
         self._config = config
         self._fresh = fresh
+        self._claimed = claimed
         self._known = path / CONFIG_NAME
         self._lock: int | None = None
         if path.exists() and not path.is_dir():
@@ -134,6 +138,9 @@ class RunDirectory:
                 if time.monotonic() < until:
                     time.sleep(0.01)
                     continue
+                if self._claimed:
+                    self._take_lock_when_it_is_free(self._lock)
+                    return
                 self.release()
                 raise ConfigError(
                     f"another job is at work in --run-dir {self.path}: wait for its end, or choose another folder"
@@ -141,6 +148,13 @@ class RunDirectory:
             except OSError:
                 pass
             return
+
+    def _take_lock_when_it_is_free(self, lock: int) -> None:
+        def take() -> None:
+            with suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+
+        threading.Thread(target=take, name="hpcvol-lock", daemon=True).start()
 
     def _check_agreement(self) -> bool:
         """Compare the configuration with that of the run; return whether the run is to take longer or shorter now.

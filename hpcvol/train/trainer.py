@@ -382,6 +382,7 @@ class Trainer:
         done, rate = step.index + 1, self._samples_per_second()
         due = done % self._config.train.log_every_steps == 0 or done == self._total
         if due:
+            self.run.membership.check_view()
             ours = {
                 "epoch": step.epoch,
                 "loss": step.loss,
