@@ -4,6 +4,7 @@ import atexit
 import ctypes
 import fcntl
 import os
+import signal
 import stat
 import struct
 import sys
@@ -90,7 +91,9 @@ def _end_alone(error: LeftBehindError) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     wait_until_read(1, 2)
-    os._exit(EXIT_FAILED)
+    # Open MPI's launcher ends all members where one of them exits with a status, and none where one dies of a signal.
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise SystemExit(EXIT_FAILED)
 
 
 def end_without_mpi() -> None:

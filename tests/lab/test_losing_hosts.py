@@ -34,7 +34,7 @@ _here = Path(__file__).parent
 sys.stderr = (_here / f"stderr-{{strikes.MEMBER}}").open("a", buffering=1)
 
 def hold(step, metrics):
-    if step == 6:
+    if step == 8:
         (_here / "held").touch()
         while not (_here / "let_go").exists():
             time.sleep(0.01)
@@ -49,7 +49,7 @@ def _outlives_hosts() -> None:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    """Training that is held at its sixth step until `let_go` is there."""
+    """Training that is held at its eighth step until `let_go` is there."""
     data = tmp_path / "data"
     split = {"train": 0.7, "val": 0.1, "test": 0.2}
     build_dataset("python", [f"{EXAMPLES / 'digits.py'}:samples"], data, split=split, options={})
@@ -174,7 +174,7 @@ def test_who_was_taken_for_dead_and_wakes_up_writes_nothing(make_hosts: MakeHost
     with training(hosts, project, {"h0": 1, "h1": 1}, strikes, "train.on_metrics=digits.py:hold") as process:
         until(process, project.folder / "struck-0-optimizer")
         until(process, project.folder / "run" / "views" / "00000002")
-        until(process, project.folder / "held")  # by member 1, which tells of the sixth step now
+        until(process, project.folder / "held")  # by member 1, which tells of steps now
         (stopped,) = [one for one in members_on(hosts, "h0") if one.status() == psutil.STATUS_STOPPED]
         os.kill(stopped.pid, signal.SIGCONT)
         _, alive = psutil.wait_procs([stopped], timeout=60)
