@@ -104,6 +104,19 @@ def require_verifiable(sum: str, share: float) -> None:
         )
 
 
+def require_dealing(sum: str, dealing: str) -> None:
+    """Return if units can be dealt so under a sum.
+
+    Raises:
+        ConfigError: they cannot; says why and what to do.
+    """
+    if (sum, dealing) == ("float", "dynamic"):
+        raise ConfigError(
+            'elastic.dealing = "dynamic" with sum = "float": it computes all units of a member in one pass, so they '
+            'have to be known when the step begins; use dealing = "static", or sum = "exact"'
+        )
+
+
 _NAMES = {"run": "hpcvol.start", "optimizer": "DistributedOptimizer"}
 
 

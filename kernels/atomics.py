@@ -1,4 +1,4 @@
-"""What processes that share memory tell each other with: ordered loads and stores of int64, and ways to wait.
+"""What processes that share memory tell each other with: ordered loads, stores, exchanges of int64, and ways to wait.
 
 Addresses are integers. A reader that sees what `store_release` wrote, by `load_acquire`, also sees all that the writer
 wrote before it. Without the compiler (NUMBA_DISABLE_JIT=1) these are plain loads and stores: for one process only.
@@ -34,6 +34,14 @@ if config.DISABLE_JIT:  # type: ignore[attr-defined]
         """Write the int64 `value` to `address`, after all that was written before."""
         ctypes.c_int64.from_address(int(address)).value = int(value)
 
+    def compare_exchange(address: int, expected: int, value: int) -> bool:
+        """Write `value` to `address` if `expected` is there, as one step; return whether it was."""
+        place = ctypes.c_int64.from_address(int(address))
+        if place.value != expected:
+            return False
+        place.value = int(value)
+        return True
+
     def pause() -> None:
         """Tell the core that it is spinning, where there is an instruction for that."""
 
@@ -68,6 +76,17 @@ else:
             return context.get_dummy_value()
 
         return types.void(types.int64, types.int64), generate
+
+    @intrinsic
+    def compare_exchange(_context: Any, _address: Any, _expected: Any, _value: Any) -> Any:
+        """Compiled: one instruction, ordered."""
+
+        def generate(_: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            place = builder.inttoptr(args[0], _WORD.as_pointer())
+            found = builder.cmpxchg(place, args[1], args[2], "acq_rel", "acquire")
+            return builder.extract_value(found, 1)
+
+        return types.boolean(types.int64, types.int64, types.int64), generate
 
     @intrinsic
     def pause(_context: Any) -> Any:

@@ -1,19 +1,9 @@
 """The bag of a step's units that one worker still has to compute."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Iterator
 
 from hpcvol.elastic.units import UnitSpan
-
-T = TypeVar("T")
-
-
-def deal(items: Sequence[T], workers: int, worker: int) -> list[T]:
-    """Return worker `worker`'s contiguous share of `items`: shares differ by one at most, earlier workers have more."""
-    share, extra = divmod(len(items), workers)
-    start = worker * share + min(worker, extra)
-    return list(items[start : start + share + (worker < extra)])
 
 
 class Bag:

@@ -9,7 +9,6 @@ import torch
 
 from hpcvol import tracing
 from hpcvol.comm import together
-from hpcvol.elastic.bag import deal
 from hpcvol.elastic.units import Batching
 from hpcvol.torch.loader import Loader, Unit
 from hpcvol.torch.means import weighted_mean
@@ -39,7 +38,7 @@ def evaluate(run: "Run", function: Callable[[Unit], Any], samples: Samples) -> E
 def _evaluate(run: "Run", function: Callable[[Unit], Any], samples: Samples) -> Evaluation:
     size = run.settings.unit_size
     spans = Batching(len(samples), len(samples), size).units(0)
-    mine = deal(spans, run.group.size, run.group.rank)
+    mine = run.dealing.share(spans)
     records: dict[int, tuple[float, int, dict[str, float]]] = {}
     loader = Loader(samples, run.settings.seed, run.device, shuffle=False)
     with together(run.group, "evaluating"), _evaluating(run.model), torch.no_grad(), closing(loader):

@@ -80,9 +80,10 @@ class Loader:
         moved = {name: self._to_device(value) for name, value in batch.items()}
         return Unit(moved, span)
 
-    def forget(self) -> None:
-        """Let go of what was fetched ahead: others may be asked for now."""
-        self._ahead.clear()
+    def forget(self, but: Iterable[UnitSpan] = ()) -> None:
+        """Let go of what was fetched ahead, except for `but`: others may be asked for now."""
+        for span in self._ahead.keys() - set(but):
+            self._ahead.pop(span).cancel()
 
     def close(self) -> None:
         """Stop the prefetch thread."""

@@ -12,11 +12,14 @@ import torch
 from hpcvol import tracing
 from hpcvol.collectives import Algorithm
 from hpcvol.comm import Group, together
-from hpcvol.elastic.bag import deal
+from hpcvol.elastic.bag import Bag
+from hpcvol.elastic.claiming import dealing_of
+from hpcvol.elastic.dealing import Done, Terms
 from hpcvol.elastic.membership import Membership
+from hpcvol.elastic.speed import SlowMembers
 from hpcvol.elastic.units import Batching, UnitSpan, merge
 from hpcvol.errors import CheckpointError, ConfigError, ModelError
-from hpcvol.guarantees import require, require_verifiable
+from hpcvol.guarantees import require, require_dealing, require_verifiable
 from hpcvol.strategies.allreduce import AllReduce
 from hpcvol.strategies.combinations import parse
 from hpcvol.strategies.reducer import BUCKET_NBYTES
@@ -36,6 +39,8 @@ from hpcvol.torch.verification import Verification
 
 logger = logging.getLogger("hpcvol")
 
+_EQUAL = Terms("equal")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -52,6 +57,7 @@ class Settings:
         elastic: whether the run goes on without members that die, where the MPI can.
         combine: what becomes of members' gradients under the float sum, as `strategy.combine`.
         verify_share: of units that two members compute, to be compared (`elastic.verify_share`).
+        dealing: which member computes what.
     """
 
     batch_size: int
@@ -64,10 +70,12 @@ class Settings:
     elastic: bool = True
     combine: str = "mean"
     verify_share: float = 0.0
+    dealing: Terms = _EQUAL
 
     def __post_init__(self) -> None:
         require("run", self.sum, robust=parse(self.combine) is not None)
         require_verifiable(self.sum, self.verify_share)
+        require_dealing(self.sum, self.dealing.kind)
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed = {self.seed}: expected a number from 0 to 2^63 - 1")
 
@@ -81,6 +89,8 @@ class Run:
         group: the live ranks.
         membership: who they are, and what becomes of the run when one dies.
         verification: of units, by a second member; None where no share of them is to be verified.
+        dealing: which of them computes what.
+        slow: names of the members that were found slow, in order, and how many times as long as the median they took.
         device: where this member computes.
         step: steps committed so far, over the life of the model (a resumed run goes on counting).
         batching: how samples become steps and units.
@@ -123,6 +133,14 @@ class Run:
         if settings.verify_share and isinstance(self.gradients, ExactGradients):
             sums = [*self.gradients.sums, self.buffers.total]
             self.verification = Verification(settings.verify_share, group, sums)
+        self.dealing = dealing_of(group, settings.dealing, settings.sum)
+        self.slow: list[tuple[str, float]] = []
+        self._slow_members = SlowMembers()
+        if self.is_first and (unknown := settings.dealing.unknown(group)):
+            logger.warning(
+                "elastic.priorities or elastic.limits name %s: no member has that id, or is on a host of that name",
+                ", ".join(map(repr, unknown)),
+            )
         self.broadcast_model()
         self.membership.add(self)
 
@@ -197,9 +215,20 @@ class Run:
         return self.membership.attempt(lambda: evaluate(self, function, samples))
 
     def deal(self, spans: list[UnitSpan]) -> list[UnitSpan]:
-        """Return this worker's share of a step's units. Local."""
-        mine = deal(spans, self.group.size, self.group.rank)
-        return mine if self.gradients.separate else merge(mine)
+        """Return this worker's share of a step's units, in proportion or as many as others. Local."""
+        return self._in_passes(self.dealing.share(spans))
+
+    def known_ahead(self, spans: list[UnitSpan]) -> list[UnitSpan]:
+        """Return which units of a step this worker will surely compute. Local."""
+        return self._in_passes(self.dealing.known_ahead(spans))
+
+    def bag(self, spans: list[UnitSpan]) -> Bag:
+        """Return the bag of what this worker computes of a step's units. Local; the same calls on all members."""
+        if self.gradients.separate:
+            return self.dealing.bag(spans, self.loader.prefetch)
+        mine = self.deal(spans)
+        self.loader.prefetch(mine)
+        return Bag(mine)
 
     def prepare(self, span: UnitSpan) -> Unit:
         """Make ready for one unit: its samples, committed buffers, no gradients, seeded generators. Local."""
@@ -226,6 +255,7 @@ class Run:
             self.buffers.prepare()
         self.gradients.commit()
         self.buffers.commit()
+        self._learn_speeds(step)
         self.step += 1
         # Units left the generators where this worker's last unit put them; what is drawn between steps must not tell.
         seed_generators(self.settings.seed, self.step, 0, BETWEEN_STEPS)
@@ -246,6 +276,9 @@ class Run:
         self.loader.forget()
         self.gradients.rebuild()
         self.buffers.rebuild()
+        self.dealing.rebuild()
+        # A member that is new has seen nothing yet, and all have to tell of the same ones.
+        self._slow_members = SlowMembers()
 
     def broadcast_model(self, root: int = 0) -> None:
         """Give every member the parameters and buffers of the one at rank `root`. Collective."""
@@ -281,6 +314,31 @@ class Run:
         self.strategy.close()
         self.gradients.close()
         self._guard.remove()
+
+    def _in_passes(self, mine: list[UnitSpan]) -> list[UnitSpan]:
+        return mine if self.gradients.separate else merge(mine)
+
+    def _learn_speeds(self, step: Step) -> None:
+        """Let the next step be dealt by what this one told, and tell of members that are slow."""
+        num_units = len(self.batching.units(step.index))
+        done = Done(
+            {one.member: one.sample_seconds for one in step.shares if one.sample_seconds is not None},
+            frozenset(one.member for one in step.shares if not one.num_samples),
+            num_units,
+            step.num_samples / num_units,
+            max(one.seconds for one in step.shares),
+        )
+        self.dealing.committed(done)
+        for slow in self._slow_members.look(done.seconds, done.unit_samples):
+            who = self.group.name_of(self.group.members.index(slow.member))
+            self.slow.append((who, slow.times))
+            if self.is_first:
+                logger.warning(
+                    "%s takes %.1f times as long for a sample as the median member%s",
+                    who,
+                    slow.times,
+                    self.dealing.consequence(slow),
+                )
 
     def _facts(self, num_samples: int) -> dict[str, str]:
         """Return what decides the weights besides code and data: it has to be the same on every member."""

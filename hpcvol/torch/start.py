@@ -8,6 +8,7 @@ import torch
 from hpcvol.comm import start as start_mpi
 from hpcvol.comm import together
 from hpcvol.data import Split
+from hpcvol.elastic.dealing import Kind, Terms
 from hpcvol.elastic.units import default_unit_size
 from hpcvol.torch.device import check_device, choose_device, choose_threads, make_deterministic
 from hpcvol.torch.numerics import agree_on_code, main_files
@@ -30,6 +31,7 @@ def start(
     device: str = "auto",
     share_devices: bool = False,
     threads: int | str = "auto",
+    dealing: Kind = "auto",
 ) -> Run:
     """Start MPI and make a run of `model` on all members. Collective.
 
@@ -54,6 +56,8 @@ def start(
         device: "auto", "cpu" or "cuda".
         share_devices: allow more members than GPUs on a node.
         threads: CPU threads a member; "auto" is 1 under the exact sum and the node's cores shared out otherwise.
+        dealing: which member computes what: "static", in proportion to measured speed; "dynamic", one unit after the
+            other; "equal"; "auto" is "static" under the exact sum, "equal" otherwise.
 
     Raises:
         HpcvolError: what cannot work, the same on every member.
@@ -74,6 +78,7 @@ def start(
             clip_norm,
             combine=combine,
             verify_share=verify_share,
+            dealing=Terms(dealing),
         )
         samples = open_samples(data)
         check_device(device)

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from hpcvol.torch.run import Run
 
 
+# What members say of themselves with the records of a step.
+_SPEED = "sample_seconds"
+
+
 @dataclass(frozen=True)
 class UnitRecord:
     """What a unit reports besides its gradient."""
@@ -47,12 +51,14 @@ class Share:
         num_samples: samples of its units.
         seconds: from the step's beginning until it came to sum, its data included; of the last attempt.
         units: indices of its units, in order.
+        sample_seconds: that it takes for a sample, the median of its last units; None before it has computed a few.
     """
 
     member: int
     num_samples: int
     seconds: float
     units: Sequence[int] = ()
+    sample_seconds: float | None = None
 
 
 class Step:
@@ -102,7 +108,7 @@ class Step:
         if self._run.needs_probe:
             yield from self._probe()
         began_ns = tracing.now()
-        bag = Bag(self._begin())
+        bag = self._begin()
         while True:
             for span in bag:
                 self._last = not bag
@@ -114,11 +120,11 @@ class Step:
                 if fits and self._run.verification is not None:
                     yield from self._verify(self._run.verification)
             except MembersChanged:
-                bag = Bag(self._lost())
+                bag = self._lost()
                 continue
             if fits:
                 break
-            bag = Bag(self._begin())
+            bag = self._begin()
         self._run.apply(self)
         self._run.membership.told = self._told
         tracing.record("step", began_ns, step=self.index)
@@ -171,6 +177,7 @@ class Step:
         self._open = None
 
     def _offer(self, span: UnitSpan) -> Iterator[Unit]:
+        began = time.monotonic()
         try:
             unit = self._open = self._run.prepare(span)
         except Exception as error:
@@ -180,9 +187,11 @@ class Step:
         yield unit
         if self._open is not None:
             raise ModelError(f"step {self.index}: unit {span.index} was not given to step.backward()")
+        if self._probed is None:
+            self._run.dealing.stopwatch.count(time.monotonic() - began, span.count)
 
-    def _begin(self) -> list[UnitSpan]:
-        """Begin with no unit computed. Return this worker's share of all."""
+    def _begin(self) -> Bag:
+        """Begin with no unit computed. Return the bag of this worker's share of all."""
         self.attempts += 1
         self._began = time.monotonic()
         self._records = {}
@@ -192,8 +201,8 @@ class Step:
             self._run.verification.reset()
         return self._deal(self._units)
 
-    def _lost(self) -> list[UnitSpan]:
-        """Return this worker's share of the units that nobody who lives has computed. Collective."""
+    def _lost(self) -> Bag:
+        """Return the bag of this worker's share of the units that nobody who lives has computed. Collective."""
         run = self._run
         if not run.gradients.separate:
             return self._begin()
@@ -201,11 +210,13 @@ class Step:
         known = {index for indices in computed for index in indices}
         return self._deal([span for span in self._units if span.index not in known])
 
-    def _deal(self, spans: list[UnitSpan]) -> list[UnitSpan]:
-        mine = self._run.deal(spans)
-        self._run.loader.prefetch(mine)
-        self._run.loader.prefetch(self._run.deal(self._run.batching.units(self.index + 1)))
-        return mine
+    def _deal(self, spans: list[UnitSpan]) -> Bag:
+        run = self._run
+        ahead = run.known_ahead(run.batching.units(self.index + 1))
+        run.loader.forget(but=[*run.known_ahead(spans), *ahead])
+        bag = run.bag(spans)
+        run.loader.prefetch(ahead)
+        return bag
 
     def _sum(self) -> bool:
         """Sum what all units found. Collective. False: all units must be computed again."""
@@ -258,8 +269,9 @@ class Step:
         samples, seconds = sum(one.num_samples for one in self._records.values()), time.monotonic() - self._began
         # Plain tuples: classes would be most of what travels.
         units = [(index, one.num_samples, one.weight, one.loss, one.metrics) for index, one in self._records.items()]
+        told = {**self._run.membership.saying, _SPEED: self._run.dealing.stopwatch.sample_seconds}
         seal = None if self._run.verification is None else self._run.verification.seal()
-        mine = self._run.member, samples, seconds, units, self._run.membership.saying, seal
+        mine = self._run.member, samples, seconds, units, told, seal
         with tracing.span("gather records"):
             everybody = gather_agreed(self._run.group, mine, self._failure, f"computing step {self.index}")
         self.shares = []
@@ -271,7 +283,7 @@ class Step:
             records |= {index: UnitRecord(member, *values) for index, *values in units}
             spans = [covered(self._units, index, num_samples) for index, num_samples, *_ in units]
             indices = sorted(span.index for part in spans for span in part)
-            self.shares.append(Share(member, samples, seconds, indices))
+            self.shares.append(Share(member, samples, seconds, indices, told[_SPEED]))
         self._check_losses(records)
         return records
 

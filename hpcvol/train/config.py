@@ -297,7 +297,7 @@ class CommConfig(_Section):
 
 
 class ElasticConfig(_Section):
-    """What becomes of a run when members die."""
+    """What becomes of a run when members die, and who computes how much."""
 
     enabled: bool = Field(
         default=True,
@@ -314,6 +314,23 @@ class ElasticConfig(_Section):
         default=DETECT_SECONDS,
         description="In a run on several hosts a member that was silent for so long, its host lost, cut off or it "
         "stopped, counts as dead. On one host it is waited for until `comm.abort_seconds`.",
+    )
+    dealing: Literal["auto", "equal", "static", "dynamic"] = Field(
+        default="auto",
+        description="Which member computes which units. `static`: in proportion to speed, which members measure as "
+        "they work; `dynamic`: those of a node take one unit after the other, and who would be late with another one "
+        "leaves it; `equal`: as many each. `auto` is `static` under the exact sum, whose weights do not depend on it, "
+        "and `equal` under the float sum, where rounding and memory do. `dynamic` needs the exact sum.",
+    )
+    priorities: dict[str, NonNegativeFloat] = Field(
+        default={},
+        description='By host name or member id, as in `{ "node07" = 0.5 }`: what the speed of a member is multiplied '
+        "by when units are dealt; 0 gives it none.",
+    )
+    limits: dict[str, NonNegativeInt] = Field(
+        default={},
+        description="Likewise: units a step that a member gets at most, as long as all members together can compute "
+        "a step within their limits.",
     )
 
 

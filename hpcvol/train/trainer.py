@@ -15,6 +15,7 @@ import torch
 from hpcvol import environment, tracing
 from hpcvol.comm import Group, set_patience, together
 from hpcvol.comm import start as start_mpi
+from hpcvol.elastic.dealing import Terms
 from hpcvol.elastic.ledger import LEDGER_NAME, Head, Ledger
 from hpcvol.elastic.views import Views
 from hpcvol.errors import CheckpointError, ConfigError, ModelError
@@ -169,6 +170,7 @@ class Trainer:
             config.elastic.enabled,
             config.strategy.combine,
             config.elastic.verify_share,
+            Terms(config.elastic.dealing, config.elastic.priorities, config.elastic.limits),
         )
         self.run = Run(model, optimizer, self._data.train, settings, group, device)
         if train.patience is not None and self._data.val is None:
@@ -361,13 +363,16 @@ class Trainer:
         return membership.attempt(told)
 
     def _tell_changes(self) -> None:
-        """Enter into the ledger who has died or left since the last call. Local."""
+        """Enter into the ledger who has died, left or been found slow since the last call. Local."""
         membership, told = self.run.membership, self._changes_told
         now = {"view": membership.view, "members": self._group.members}
         for kind, who in (("death", membership.lost), ("leave", membership.left)):
             if new := who[told.get(kind, 0) :]:
                 self._ledger.event(kind, who=new, **now)
             told[kind] = len(who)
+        for name, times in self.run.slow[told.get("slow", 0) :]:
+            self._ledger.event("slow", who=[name], times=round(times, 1))
+        told["slow"] = len(self.run.slow)
 
     def _forward(self, unit: Unit) -> Any:
         bf16 = self._config.train.precision == "bf16"
@@ -489,9 +494,7 @@ class Trainer:
         if slow := self._pace.slow_member(self._group.members):
             member, times = slow
             who = self._group.name_of(self._group.members.index(member))
-            self._report.say(
-                f"{who} took {times:.1f} times as long for a sample as the median member, and the others waited for it"
-            )
+            self._report.say(f"{who} took {times:.1f} times as long for a sample as the median member")
 
 
 def _handler() -> logging.Handler:

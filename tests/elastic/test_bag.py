@@ -1,20 +1,7 @@
-"""Dealing is a partition, and a bag gives out everything that was put into it."""
+"""A bag gives out everything that was put into it."""
 
-from hypothesis import given
-from hypothesis import strategies as st
-
-from hpcvol.elastic.bag import Bag, deal
+from hpcvol.elastic.bag import Bag
 from hpcvol.elastic.units import Batching, UnitSpan
-
-
-@given(st.integers(0, 60), st.integers(1, 17))
-def test_dealing_is_a_partition_in_order(count: int, workers: int) -> None:
-    items = list(range(count))
-    shares = [deal(items, workers, worker) for worker in range(workers)]
-    assert [item for share in shares for item in share] == items
-    sizes = [len(share) for share in shares]
-    assert max(sizes) - min(sizes) <= 1
-    assert sizes == sorted(sizes, reverse=True)
 
 
 def spans(count: int) -> list[UnitSpan]:

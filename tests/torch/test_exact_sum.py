@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from training import alone
 
 from hpcvol.comm import Group, start
-from hpcvol.elastic.bag import deal
 from hpcvol.errors import CheckpointError, ModelError
 from hpcvol.kernels.fixed_point import BLOCK_NUMEL, INFINITE, NOT_A_NUMBER, ZERO, accumulate
 from hpcvol.strategies.allreduce import AllReduce
@@ -97,7 +96,7 @@ def test_grouping_of_tensors_leaves_no_trace(group: Group) -> None:
     units = make_units(6)
     units[0][0][1].mul_(1e9)  # one tensor far larger than the others
     weight = sum(w for _, w in units)
-    mine = deal(units, group.size, group.rank)
+    mine = units[group.rank :: group.size]
     together = summed(make_sum(group), mine, weight)
     for index, shape in enumerate(SHAPES):
         single = ExactSum([Term(NAMES[index], math.prod(shape))], 8, AllReduce(group), CPU)
@@ -171,7 +170,7 @@ def test_history_keeps_that_many_bits_of_the_largest_term(
 ) -> None:
     total = make_sum(group, units, dtype=dtype)
     terms = make_units(units)
-    summed(total, deal(terms, group.size, group.rank), 1)
+    summed(total, terms[group.rank :: group.size], 1)
     total.commit()
     total.reset()
     assert target_bits(units, dtype) == bits
@@ -186,7 +185,7 @@ def test_sums_of_eight_units_fit_into_32_bits(group: Group) -> None:
     for seed in range(2):
         total.commit()
         total.reset()
-        summed(total, deal(make_units(8, seed), group.size, group.rank), 1)
+        summed(total, make_units(8, seed)[group.rank :: group.size], 1)
     largest = int(total._total.abs().max())
     assert 0 < largest < 2**31
     assert target_bits(1, torch.float32) + 2 <= 31
@@ -198,7 +197,7 @@ def test_an_overflow_redoes_the_whole_step(group: Group, dtype: torch.dtype, hug
     units = make_units(8, dtype=dtype)
     units[5][0][1][2, 3] = huge  # of the second tensor alone
     weight = sum(w for _, w in units)
-    mine = deal(units, group.size, group.rank)
+    mine = units[group.rank :: group.size]
     total = make_sum(group, dtype=dtype)
     add(total, mine)
     assert not total.agree()
@@ -228,7 +227,7 @@ def test_the_largest_term_that_fits_is_summed_right(group: Group) -> None:
     """Eight terms just below 2^62 / 8 add up to just below 2^62."""
     value = math.nextafter(2.0 ** (59 - DEFAULT_EXPONENT), 0)
     total = ExactSum([Term("one", 1)], 8, AllReduce(group), CPU, torch.float64)
-    for _ in deal(range(8), group.size, group.rank):
+    for _ in range(8)[group.rank :: group.size]:
         total.add(0, torch.tensor([value], dtype=torch.float64), 1)
     assert total.agree()
     total.finish(8)
@@ -278,7 +277,7 @@ def test_exponents_depend_on_data_only(group: Group) -> None:
             units = make_units(8, seed=step, scale=10.0 ** (5 * step - 8))
             for tensors, _ in units:
                 tensors[2].mul_(step % 2)  # zero every other step: no history from that
-            summed(total, deal(units, ranks.size, ranks.rank), 1)
+            summed(total, units[ranks.rank :: ranks.size], 1)
             total.commit()
             total.reset()
             found.append(exponents_of(total))
@@ -413,7 +412,7 @@ def test_layouts_of_memory_do_not_matter(group: Group) -> None:
 def test_tiny_terms_without_history_are_as_good_as_large_ones(group: Group, scale: float) -> None:
     units = make_units(5, seed=3)
     weight = sum(unit_weight for _, unit_weight in units)
-    mine = deal(units, group.size, group.rank)
+    mine = units[group.rank :: group.size]
     large, tiny = make_sum(group), make_sum(group)
     expected = summed(large, mine, weight)
     shrunk = [([scale * values for values in tensors], unit_weight) for tensors, unit_weight in mine]

@@ -24,6 +24,7 @@ from training import (
 )
 
 from hpcvol.comm import Group
+from hpcvol.elastic.dealing import Dealing
 from hpcvol.torch.run import Settings
 
 
@@ -52,15 +53,16 @@ def test_either_allreduce(group: Group, algorithm: Any) -> None:
 
 
 def test_units_dealt_at_random(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
-    def deal(items: Sequence[Any], workers: int, worker: int) -> list[Any]:
+    def share(dealing: Dealing, items: Sequence[Any]) -> list[Any]:
         """Any partition, in any order; other shares every step, some of them empty."""
+        workers, worker = dealing.group.size, dealing.group.rank
         chance = random.Random(f"{items[0].step} of {workers}")
         owners = [(chance.random(), chance.randrange(workers), item) for item in items]
         return [item for _, owner, item in sorted(owners, key=lambda one: one[0]) if owner == worker]
 
     settings = Settings(12, 2, seed=1, clip_norm=1.0)
     with monkeypatch.context() as patch:
-        patch.setattr("hpcvol.torch.run.deal", deal)
+        patch.setattr(Dealing, "share", share)
         at_random = classified(group, settings, 40, 5)
     assert_same_alone(group, lambda ranks: classified(ranks, settings, 40, 5))
     assert at_random == classified(group, settings, 40, 5)

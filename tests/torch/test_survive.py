@@ -40,7 +40,8 @@ strikes.install()
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(12, 40), nn.BatchNorm1d(40), nn.ReLU(), nn.Dropout(0.3), nn.Linear(40, 2))
 loss = lambda unit: nn.functional.cross_entropy(model(unit["x"]), unit["y"])
-run = hpcvol.start(model, torch.optim.AdamW(model.parameters(), 1e-2), Numbers(), 24, 3, sum=sys.argv[2])
+optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+run = hpcvol.start(model, optimizer, Numbers(), 24, 3, sum=sys.argv[2], dealing=sys.argv[4])
 losses = []
 for step in run.steps(int(sys.argv[3])):
     for unit in step:
@@ -77,11 +78,13 @@ def _outlives_deaths() -> None:
         pytest.skip("ranks outlive the death of others under Open MPI only")
 
 
-def train(folder: Path, run_program: RunProgram, ranks: int, strikes: list[list[Any]], sum: str) -> list[Said]:
+def train(
+    folder: Path, run_program: RunProgram, ranks: int, strikes: list[list[Any]], sum: str, dealing: str = "auto"
+) -> list[Said]:
     """Train; return what the members that lived to the end said, in the order of their ids."""
     folder.mkdir()
     (folder / "loop.py").write_text(LOOP)
-    program = [sys.executable, str(folder / "loop.py"), str(folder), sum, str(STEPS)]
+    program = [sys.executable, str(folder / "loop.py"), str(folder), sum, str(STEPS), dealing]
     launch = launch_command(ranks, program, elastic=True)
     argv = [sys.executable, "-c", SUPERVISED, *launch.argv]
     variables = {
@@ -116,6 +119,21 @@ def test_the_weights_are_those_of_a_quiet_run(
     for one in said:
         assert one["members"] == [member for member in range(NUM_RANKS) if member not in victims]
         assert len(one["lost"]) == len(victims)
+        assert one["weights"] == quiet["exact"]["weights"]
+        assert one["losses"] == quiet["exact"]["losses"]
+
+
+@pytest.mark.limit_seconds(500)
+def test_units_that_the_dead_had_taken_are_computed(
+    tmp_path: Path, run_program: RunProgram, quiet: dict[str, Said]
+) -> None:
+    """The first one's memory holds the counter from which they all take."""
+    if "exact" not in quiet:
+        (quiet["exact"],) = train(tmp_path / "quiet", run_program, 1, [], "exact")
+    strikes = [[2, "gather records", 2], [0, "forward", 7]]
+    said = train(tmp_path / "struck", run_program, NUM_RANKS, strikes, "exact", "dynamic")
+    assert [one["members"] for one in said] == [[1, 3]] * 2
+    for one in said:
         assert one["weights"] == quiet["exact"]["weights"]
         assert one["losses"] == quiet["exact"]["losses"]
 

@@ -53,7 +53,8 @@ from hpcvol.comm import start
 if start().rank == 1:
     load = hpcvol.torch.run.Run.prepare
     hpcvol.torch.run.Run.prepare = lambda run, span: time.sleep(0.1) or load(run, span)
-Trainer(load_config(sys.argv[1], ["train.steps=4", "train.log_every_steps=2"]), sys.argv[2]).fit()
+options = ["train.steps=4", "train.log_every_steps=2", "elastic.dealing=equal"]
+Trainer(load_config(sys.argv[1], options), sys.argv[2]).fit()
 """
 
 
