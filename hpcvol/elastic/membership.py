@@ -69,7 +69,7 @@ class Membership:
         view: number of the view that these members have claimed; 0 without views.
         lost: names of the members that died, in order.
         left: names of the members that left, in order.
-        expelled: names of the members that were found to be wrong, in order; they are among those that died too.
+        expelled: who was found to be wrong, and what for, in order; they are among those that died too.
         saying: what this member tells all others with the records of each step, by topic; it has to pickle.
         told: what members said with the step that was committed last, by member.
     """
@@ -181,7 +181,8 @@ class Membership:
         """
         group = self.group
         name = group.name_of(group.members.index(guilty.member))
-        what = f"{name} is not to be trusted: {when}: {guilty.why}"
+        why = f"{when}: {guilty.why}"
+        what = f"{name} is not to be trusted: {why}"
         end = "test its memory and its processor, and start the run without it; it goes on from its last checkpoint"
         if not self.survives:
             raise MemberError(f"{what}: {end}", everywhere=True)
@@ -192,7 +193,7 @@ class Membership:
         neighbour = group.processes.get(guilty.member)
         if neighbour is not None:
             _make_sure_of_death(name, neighbour)
-        self.expelled.append(name)
+        self.expelled.append(f"{name}: {why}")
         self.settle(group.barrier)
         raise MemberError(f"{what}, and it goes on although it was told to end: {end}", everywhere=True)
 

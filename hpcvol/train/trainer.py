@@ -363,10 +363,11 @@ class Trainer:
         return membership.attempt(told)
 
     def _tell_changes(self) -> None:
-        """Enter into the ledger who has died, left or been found slow since the last call. Local."""
+        """Enter into the ledger who has died, left, been expelled or found slow since the last call. Local."""
         membership, told = self.run.membership, self._changes_told
         now = {"view": membership.view, "members": self._group.members}
-        for kind, who in (("death", membership.lost), ("leave", membership.left)):
+        changes = ("expelled", membership.expelled), ("death", membership.lost), ("leave", membership.left)
+        for kind, who in changes:
             if new := who[told.get(kind, 0) :]:
                 self._ledger.event(kind, who=new, **now)
             told[kind] = len(who)
