@@ -26,7 +26,7 @@ def test_a_file_is_refused(group: Group, shared_project: Project) -> None:
 
 
 @pytest.mark.parametrize("fresh", [False, True])
-@pytest.mark.parametrize("name", ["config.toml", "metrics.jsonl", "checkpoints", "summary.json"])
+@pytest.mark.parametrize("name", ["config.toml", "metrics.jsonl", "ledger.jsonl", "checkpoints", "summary.json"])
 def test_a_folder_that_holds_what_a_run_would_overwrite_is_refused_and_left_alone(
     project: Project, name: str, fresh: bool
 ) -> None:
@@ -95,7 +95,7 @@ def test_a_folder_without_permission_is_one_error(project: Project) -> None:
         project.train("locked/run")
 
 
-@pytest.mark.parametrize("deleted", range(6))
+@pytest.mark.parametrize("deleted", range(7))
 def test_a_kill_while_starting_over_leaves_a_run(
     project: Project, monkeypatch: pytest.MonkeyPatch, deleted: int
 ) -> None:
@@ -117,7 +117,8 @@ def test_a_kill_while_starting_over_leaves_a_run(
         patch.setattr(Path, "unlink", dying)
         with pytest.raises(MemberError, match="Killed"):
             project.trainer("run", fresh=True)
-    files = ["summary.json", "metrics.jsonl", "trace.json", "trace.previous.json", "collectives.json", "config.toml"]
+    files = ["summary.json", "metrics.jsonl", "ledger.jsonl", "trace.json", "trace.previous.json", "collectives.json"]
+    files.append("config.toml")
     assert struck == files[: deleted + 1]
     assert project.train("run", fresh=True)
     assert project.summary("run")["completed"]
