@@ -63,7 +63,13 @@ class Answers:
 
     def answer(self, question: Message) -> Message:
         """Return the answer; a question that is none raises. Local."""
-        kinds = {"rows": self._rows, "account": self.account, "place": self._place, "process": self._process}
+        kinds = {
+            "rows": self._rows,
+            "account": self.account,
+            "place": self._place,
+            "process": self._process,
+            "kill": self._kill,
+        }
         made = self._take_error(question) if question["ask"] == "fail" else kinds[question["ask"]](question)
         return {"member": self._member, **made}
 
@@ -102,6 +108,12 @@ class Answers:
         runs = now.letter not in (processes.GONE, "T", "t") and peer.stacks_fd >= 0
         forced = force_stacks(peer.process.pid, peer.stacks_fd) if runs else None
         return {"letter": now.letter, "share": share, "forced": forced}
+
+    def _kill(self, question: Message) -> Message:
+        """End a process of this host, which may be this one: it hangs, and the others go on without it."""
+        assert self.peers is not None
+        self.peers[question["of"]].process.kill()
+        return {}
 
     def _take_error(self, question: Message) -> Message:
         calls = _calls_of(question["group"])

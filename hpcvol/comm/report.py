@@ -54,13 +54,14 @@ def notice(case: Case) -> str:
     return f"hpcvol: waiting for {case.seconds:.0f} s: {who.name}{others} {who.condition()}"
 
 
-def report(case: Case, abort_seconds: float, *, ends: bool = False) -> str:
+def report(case: Case, abort_seconds: float, *, ends: bool = False, killed: Sequence[str] = ()) -> str:
     """Return the report.
 
     Args:
         case: what it is about.
         abort_seconds: after what time of waiting the run ends, 0: never.
-        ends: whether it ends now.
+        ends: whether the waiting ends now, and with it the run, unless somebody was
+        killed: names of the members that kept the others waiting, which go on without them.
     """
     mine, missing = case.mine, case.missing
     waiting = [name for rank, name in enumerate(case.names) if rank not in missing]
@@ -76,7 +77,11 @@ def report(case: Case, abort_seconds: float, *, ends: bool = False) -> str:
         lines += [f"  {line}" for line in _about(account, case)]
     if case.accounts and all(account.answered and account.waits is not None for account in case.accounts):
         lines.append("  they wait for each other in calls of different groups: a deadlock")
-    if ends:
+    if killed:
+        have = "has" if len(killed) == 1 else "have"
+        limit = f"that is longer than {abort_seconds:g} s (comm.abort_seconds)"
+        lines.append(f"  {limit}: {enumerate_names(killed)} {have} been killed, for the others to go on")
+    elif ends:
         lines.append(f"  that is longer than {abort_seconds:g} s (comm.abort_seconds): ending the run")
     else:
         lines.append(f"  all stacks of all members: kill -USR2 {case.pid} on {case.host}")

@@ -25,6 +25,7 @@ from hpcvol.comm.peers import Peer, Peers, in_threads, new_token
 from hpcvol.comm.report import Case, everything, missing_ranks, notice, report
 from hpcvol.comm.stacks import StackFile, main_stack, site
 from hpcvol.comm.status_service import StatusService
+from hpcvol.comm.stuck import stuck_members
 from hpcvol.comm.surviving import survives_failures
 from hpcvol.comm.trouble import Verdict, error_for, is_sure, judge, waiting_ranks
 from hpcvol.errors import HpcvolError
@@ -227,12 +228,35 @@ class Watch:
             if not wait.noticed:
                 wait.noticed = True
                 _say(notice(case))
+        elif ends and (killed := self._kill_stuck(told, [calls.members[rank] for rank in missing])):
+            wait.since = seconds
+            _say(report(case, self.abort_seconds, ends=True, killed=killed))
         elif ends:
             _say(report(case, self.abort_seconds, ends=True))
             ending.end_all(ending.EXIT_FAILED)
         elif not wait.reported:
             wait.reported = True
             _say(report(case, self.abort_seconds))
+
+    def _kill_stuck(self, told: dict[int, Account], missing: list[int]) -> list[str]:
+        """Kill the members that keep the others waiting, where these outlive that; return their names."""
+        if not survives_failures():
+            return []
+        return [self._peers[member].name for member in stuck_members(told, missing) if self._kill(member)]
+
+    def _kill(self, member: int) -> bool:
+        """Have a process killed by its host: by this process, a neighbour of it, or itself; return whether it was."""
+        if self._peers.is_near(member):
+            self._peers[member].process.kill()
+            return True
+        _, *neighbours = self._peers.machine_of(member)
+        for one in [*neighbours, member]:
+            try:
+                if self._peers.ask(one, {"ask": "kill", "of": member}) is not None:
+                    return True
+            except ConnectionRefusedError:
+                continue
+        return False
 
     def _rows_of_other_nodes(self, calls: Calls, seen: dict[int, Row]) -> dict[int, Row]:
         """Ask members of other nodes until the boards of all have been told, or nobody is left to ask."""

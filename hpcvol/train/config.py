@@ -292,7 +292,9 @@ class CommConfig(_Section):
         "is. Members that build, evaluate or write something meanwhile are named, and not called stuck.",
     )
     abort_seconds: NonNegativeFloat = Field(
-        default=1800.0, description="A member that waits longer ends the run with that report; 0 waits for ever."
+        default=1800.0,
+        description="A member that waits longer ends the run with that report; 0 waits for ever. An elastic run has "
+        "those killed that it waits for, where it can, and goes on.",
     )
 
 

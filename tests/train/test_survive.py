@@ -14,6 +14,8 @@ from hpcvol.comm.launcher import OPEN_MPI, vendor_of
 from hpcvol.train.verify import verify_run
 
 SECONDS = 240.0
+# More than a busy machine lets a member wait that is well.
+PATIENCE = 12
 STRIKING = "import sys; sys.path.insert(0, {harness!r}); import strikes; strikes.install()\n"
 OVERRIDES = ("--set", "train.steps=12", "--set", "checkpoint.every_steps=3")
 
@@ -31,22 +33,27 @@ def _outlives_deaths() -> None:
         pytest.skip("ranks outlive the death of others under Open MPI only")
 
 
-def train(project: Project, run_program: RunProgram, run: str, ranks: int, strikes: list[list[Any]]) -> str:
-    argv = [sys.executable, "-m", "hpcvol.cli", "train", str(project.job), "-n", str(ranks), *OVERRIDES]
+def train(project: Project, run_program: RunProgram, run: str, ranks: int, strikes: list[list[Any]], *more: str) -> str:
+    argv = [sys.executable, "-m", "hpcvol.cli", "train", str(project.job), "-n", str(ranks), *OVERRIDES, *more]
     variables = {"STRIKES": json.dumps(strikes), "STRUCK": str(project.folder)}
     ended = run_program([*argv, "--run-dir", str(project.folder / run)], variables=variables, seconds=SECONDS)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    for member, point, _ in strikes:
+    for member, point, *_ in strikes:
         assert (project.folder / f"struck-{member}-{str(point).replace(' ', '_')}").exists(), f"{point} was not reached"
     return ended.stdout + ended.stderr
+
+
+def strike_in(project: Project) -> None:
+    """Have members struck as they train."""
+    code = (project.folder / "digits.py").read_text()
+    harness = str(Path(__file__).parents[1] / "harness")
+    project.write("digits.py", code.replace("\nimport ", f"\n{STRIKING.format(harness=harness)}import ", 1))
 
 
 @pytest.mark.limit_seconds(500)
 @pytest.mark.parametrize("plan", PLANS)
 def test_the_run_goes_on_and_ends_as_a_quiet_one(plan: str, project: Project, run_program: RunProgram) -> None:
-    code = (project.folder / "digits.py").read_text()
-    harness = str(Path(__file__).parents[1] / "harness")
-    project.write("digits.py", code.replace("\nimport ", f"\n{STRIKING.format(harness=harness)}import ", 1))
+    strike_in(project)
     train(project, run_program, "quiet", 1, [])
     strikes = PLANS[plan]
     said = train(project, run_program, "struck", 3, strikes)
@@ -69,6 +76,20 @@ def test_the_run_goes_on_and_ends_as_a_quiet_one(plan: str, project: Project, ru
     assert lines[-1]["view"] == len(views)
     found = verify_run(project.folder / "struck")
     assert (found.damaged, found.notes) == ([], [])
+
+
+@pytest.mark.limit_seconds(500)
+def test_a_member_that_stands_still_is_killed_by_its_host(project: Project, run_program: RunProgram) -> None:
+    strike_in(project)
+    train(project, run_program, "quiet", 1, [])
+    strikes = [[1, "forward", 9, "SIGSTOP"]]
+    said = train(project, run_program, "struck", 3, strikes, "--set", f"comm.abort_seconds={PATIENCE}")
+    assert "member 1 (" in said
+    assert "is stopped (SIGSTOP" in said
+    assert f"than {PATIENCE} s (comm.abort_seconds): member 1 (" in said
+    assert "has been killed, for the others to go on" in said
+    assert "died: 2 members go on" in said
+    assert what_decides(project.summary("struck")) == what_decides(project.summary("quiet"))
 
 
 def ledger(project: Project, run: str) -> list[dict[str, Any]]:
