@@ -21,7 +21,7 @@ from throwaway_slurm import Settings, throwaway_slurm
 from virtual_hosts import virtual_hosts
 
 from hpcvol.comm.launch import loaded_library
-from hpcvol.comm.launcher import MPICH, vendor_of
+from hpcvol.comm.launcher import MPICH, OPEN_MPI, vendor_of
 
 Story = Callable[[SlurmProject], None]
 Undisturbed = Callable[[int], str]
@@ -355,7 +355,25 @@ def a_node_loses_power(folder: Path, undisturbed: Undisturbed) -> None:
         assert step in range(4, STEPS, 4)  # a periodic checkpoint
 
 
-STORIES_ON_HOSTS = (a_node_loses_power, two_nodes_on_two_hosts)
+def a_node_is_lost_and_the_run_goes_on(folder: Path, undisturbed: Undisturbed) -> None:
+    """Its network goes with its power, as in life: nothing tells the launcher that its daemon there has ended."""
+    if vendor_of(loaded_library()) != OPEN_MPI:
+        pytest.skip("members outlive their hosts under Open MPI only")
+    hosts_are_needed()
+    with virtual_hosts(2) as hosts, throwaway_slurm(hosts=hosts) as slurm:
+        project = make_project(folder, slurm, None, undisturbed)
+        project.pace(0.3)
+        arguments = ("--set", "elastic.detect_seconds=5")
+        job = project.submit("-N", "2", "--ntasks-per-node=1", "--no-kill", arguments=arguments)
+        project.until_step(job, 5)
+        hosts.cut("h1")
+        assert hosts.power_off("h1")
+        project.slurm.until(job, lambda: "died: 1 member goes on" in project.output(job))
+        assert_whole(project, job, restarts=0)
+        assert resumed_at(project, job) == []
+
+
+STORIES_ON_HOSTS = (a_node_is_lost_and_the_run_goes_on, a_node_loses_power, two_nodes_on_two_hosts)
 STORIES: dict[Settings, tuple[Story, ...]] = {
     Settings(): (
         time_limit,
