@@ -124,6 +124,8 @@ def check_run(project: Project, status: int, said: str, views: list[list[int]]) 
     assert steps == list(range(1, 13))
     claimed = sorted((project.folder / "run" / "views").iterdir())
     assert [json.loads(path.read_text())["members"] for path in claimed] == views
+    ledger = [json.loads(line) for line in (project.folder / "run" / "ledger.jsonl").read_text().splitlines()]
+    assert [line["version"] for line in ledger if "event" not in line] == list(range(1, 13))
 
 
 @pytest.mark.limit_seconds(400)
