@@ -46,7 +46,7 @@ def train(
     if not under_launcher():
         loaded = load_config(config, overrides)
         run_dir = run_dir or _default_run_dir(loaded, config)
-        arguments = [str(config), *_options(overrides, run_dir, fresh)]
+        arguments = [str(config), *_options(overrides, run_dir, fresh=fresh)]
         _launch(num_ranks or default_num_ranks(), arguments, Completion(run_dir), loaded.elastic)
     elif num_ranks is None:
         _take_place(config, overrides, run_dir, fresh)
@@ -57,7 +57,7 @@ def train(
         )
 
 
-def _options(overrides: list[str], run_dir: Path, fresh: bool) -> list[str]:
+def _options(overrides: list[str], run_dir: Path, *, fresh: bool) -> list[str]:
     pairs = [part for override in overrides for part in ("--set", override)]
     return [*pairs, "--run-dir", str(run_dir), *(["--fresh"] if fresh else [])]
 
@@ -73,7 +73,8 @@ def _take_place(path: Path, overrides: list[str], run_dir: Path | None, fresh: b
         from hpcvol.train.trainer import Trainer
 
         run_dir = run_dir or _default_run_dir(config, path)
-        complete = Trainer(config, run_dir, fresh=fresh, stop=stop).fit()
+        program = ["hpcvol.cli", "train", str(path), *_options(overrides, run_dir, fresh=False)]
+        complete = Trainer(config, run_dir, fresh=fresh, stop=stop, program=program).fit()
     if not complete and environment.variable(LAUNCHED) is None:
         raise typer.Exit(EXIT_STOPPED)
 

@@ -31,13 +31,17 @@ _ABORT_SECONDS = 5.0
 
 _world: Group | None = None
 _apart = False
+_leaves = False
+_finalises = True
+_status = 0
 
 
 def end_together(world: Group) -> None:
     """From now on an uncaught exception on one member of `world` ends the run on all of them. Local, idempotent."""
-    global _world
-    if _world is None and world.size > 1:
+    global _world, _leaves
+    if not _leaves and world.size > 1:
         atexit.register(_leave, os.getpid())
+        _leaves = True
     _world = world
     sys.excepthook = _on_uncaught
     threading.excepthook = _on_uncaught_in_thread
@@ -55,6 +59,7 @@ def fail(error: BaseException) -> NoReturn:
     Raises:
         SystemExit: where no other member has to be ended: status 1, or 130 after KeyboardInterrupt.
     """
+    global _status
     if isinstance(error, LeftBehindError):
         _end_alone(error)
     everywhere = isinstance(error, HpcvolError) and error.everywhere
@@ -66,6 +71,7 @@ def fail(error: BaseException) -> NoReturn:
     if speaks:
         print(_report(error), end="", file=sys.stderr)
     status = EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else EXIT_FAILED
+    _status = status
     if not in_order and _world is not None and _world.size > 1:
         end_all(status)
     sys.stdout.flush()
@@ -104,6 +110,15 @@ def end_without_mpi() -> None:
     library = ctypes.CDLL(None)
     # `_exit` itself is what is called last, with the status: at that point no function of Python's could be.
     library.on_exit(ctypes.cast(library._exit, ctypes.c_void_p), None)
+
+
+def leave_mpi_open() -> None:
+    """From now on end without finalising MPI, when all members have come to their end. Local.
+
+    For processes that had to do with newcomers: Open MPI 5.0 waits for ever in MPI_Finalize for those that died.
+    """
+    global _finalises
+    _finalises = False
 
 
 def end_all(status: int) -> None:
@@ -174,9 +189,7 @@ def _leave(pid: int) -> None:
     if os.getpid() != pid or _world is None or MPI.Is_finalized():
         return
     if _apart:  # finalising MPI is a collective call of all that were started
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
+        _exit(0)
     for calls in live_calls():
         calls.leave()
     said = f"hpcvol: error: {_world.name_of_me} gave a collective call up after an error: ending the run\n"
@@ -189,10 +202,18 @@ def _leave(pid: int) -> None:
             print(_report(error), end="", file=sys.stderr)
             end_all(EXIT_FAILED)
         else:
+            if not _finalises:
+                _exit(_status)
             return
     time.sleep(_SPEAKER_SECONDS)  # those who wait for this member in another call say so, and end it meanwhile
     print(said, end="", file=sys.stderr)
     end_all(EXIT_FAILED)
+
+
+def _exit(status: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _leave_with_all_that_live(world: Group) -> None:

@@ -64,6 +64,7 @@ class Group:
         self._communicator: MPI.Comm | None = None
         self._whole = whole
         self._waiting: Waiting | None = None
+        self._on_one_host = False
         self._begin(communicator, member)
 
     def _begin(self, communicator: "MPI.Comm", member: int) -> None:
@@ -323,13 +324,19 @@ class Group:
         with self.calling(Call.of("split")):
             return self.communicator.Split(MPI.UNDEFINED if self.members[self.rank] in leaving else 0)
 
-    def take_over(self, communicator: "MPI.Comm") -> None:
+    def take_over(self, communicator: "MPI.Comm", member: int | None = None) -> None:
         """Go on over `communicator`, in place of the one so far: as after `shrink`. Collective over it.
+
+        Args:
+            communicator: of some of the ranks, in their order, and, as the last, a newcomer on the same host.
+            member: the id of the newcomer, on that alone.
 
         Raises:
             LostMemberError: a member died meanwhile; `agree` tells all, and `shrink` can be called.
         """
-        member = self.members[self.rank]
+        # Open MPI does not know of newcomers where they are, and splits by node as it thinks on each rank.
+        self._on_one_host |= member is not None or communicator.Get_size() > self.size
+        member = self.members[self.rank] if member is None else member
         for group in self._family():
             group.calls.close()
         try:
@@ -359,6 +366,8 @@ class Group:
     def _split_by_node(self) -> "Group":
         from mpi4py import MPI
 
+        if self._on_one_host:
+            return self
         node = self.communicator.Split_type(MPI.COMM_TYPE_SHARED)
         if node.Get_size() == self.size:
             node.Free()

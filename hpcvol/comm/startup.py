@@ -7,6 +7,7 @@ from hpcvol import environment
 from hpcvol.comm import ending, watch
 from hpcvol.comm.group import Group
 from hpcvol.comm.launcher import Launcher, launcher, library_name, vendor_of
+from hpcvol.comm.newcomer import invitation
 from hpcvol.comm.surviving import detects_silence, survives_failures
 from hpcvol.errors import CommError
 
@@ -45,9 +46,13 @@ def start() -> Group:
         elif survives_failures():
             # Else the end of the program waits for those that have died, now and then for ever.
             environment.set_default("OMPI_MCA_async_mpi_finalize", "1")
+            # Its collectives hang over communicators that a newcomer is in.
+            environment.set_default("OMPI_MCA_coll_han_priority", "0")
         _initialise()
         _refuse_singletons(by, library, MPI.COMM_WORLD.Get_size())
-        _world = Group(MPI.COMM_WORLD.Dup(), MPI.COMM_WORLD.Get_rank())
+        invited = invitation()
+        member = MPI.COMM_WORLD.Get_rank() if invited is None else invited.member
+        _world = Group(MPI.COMM_WORLD.Dup(), member)
         atexit.register(watch.stop)  # runs after what ending registers: the last call is watched over too
         ending.end_together(_world)
         watch.start(_world)

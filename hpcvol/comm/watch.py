@@ -67,6 +67,14 @@ def start(world: Group) -> None:
         _watch = Watch(world)
 
 
+def meet_newcomer(world: Group) -> None:
+    """Watch over a member that has joined too, and have it watch. Collective over all members and the newcomer."""
+    if _watch is None:
+        start(world)
+    else:
+        _watch.meet(world)
+
+
 def stop() -> None:
     """Watch no more. Local."""
     global _watch
@@ -101,18 +109,25 @@ class Watch:
         member = world.members[world.rank]
         self._answers = Answers(member, self._load, self._told_to_fail)
         # Not by methods of the group: the calls that users see begin with number 1.
-        token = world.communicator.bcast(new_token())
+        self._token: bytes | None = None
         self._service: StatusService | None = None
-        with suppress(OSError):  # no network at all: then no other host either, and the boards tell most
-            self._service = StatusService(token, self._answers.answer)
-        port = self._service.port if self._service is not None else 0
-        me = Peer.current(member, port, self._stack_file.fd)
-        self._peers = self._answers.peers = Peers(token, me, world.communicator.allgather(me))
+        self.meet(world)
         self._waits: weakref.WeakKeyDictionary[Calls, _Wait] = weakref.WeakKeyDictionary()
         locate_with(self._locate)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="hpcvol-watch", daemon=True)
         self._thread.start()
+
+    def meet(self, world: Group) -> None:
+        """Get to know all members. Collective over them."""
+        token = world.communicator.bcast(self._token or new_token())
+        if self._token is None:
+            self._token = token
+            with suppress(OSError):  # no network at all: then no other host either, and the boards tell most
+                self._service = StatusService(token, self._answers.answer)
+        port = self._service.port if self._service is not None else 0
+        me = Peer.current(world.members[world.rank], port, self._stack_file.fd)
+        self._peers = self._answers.peers = Peers(token, me, world.communicator.allgather(me))
 
     def close(self) -> None:
         """End the threads."""

@@ -23,6 +23,8 @@ logger = logging.getLogger("hpcvol")
 LEDGER_NAME = "ledger.jsonl"
 # Lines are brought to disk at least so often: what a lost host had not written is then among those remembered.
 _SYNC_LINES = 1000
+# A newcomer is on the host of the member that writes: what that has written stays.
+_LINES_TO_NEWCOMERS = 100
 # No line is longer.
 _LINE_NBYTES = 1 << 20
 
@@ -100,6 +102,17 @@ class Ledger:
         with _writing(path):
             self._mend()
         self.sync()
+
+    @property
+    def recent(self) -> tuple[Head, list[bytes]]:
+        """Where it ends, and the last lines, for a member that joins."""
+        return self.head, list(self._recent)[-_LINES_TO_NEWCOMERS:]
+
+    def follow(self, head: Head, lines: Iterable[bytes]) -> None:
+        """Go on from what `recent` gave on another member."""
+        self.head = head
+        self._recent.clear()
+        self._recent.extend(lines)
 
     def sync(self) -> None:
         """Bring what was written to disk.

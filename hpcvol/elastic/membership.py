@@ -11,11 +11,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, NoReturn, Protocol, TypeVar
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
-from hpcvol.comm import Group, together
-from hpcvol.comm.ending import end_apart
+from hpcvol import tracing
+from hpcvol.comm import Group, together, watch
+from hpcvol.comm.ending import end_apart, end_together
 from hpcvol.comm.failures import enumerate_names
 from hpcvol.comm.faults import tells_of_loss
 from hpcvol.comm.launcher import launching_host
@@ -24,6 +25,9 @@ from hpcvol.comm.surviving import survives_failures
 from hpcvol.elastic.checks import Guilty
 from hpcvol.elastic.views import Views
 from hpcvol.errors import CommError, HpcvolError, LeftBehindError, MemberError
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
 
 T = TypeVar("T")
 
@@ -69,9 +73,12 @@ class Membership:
         view: number of the view that these members have claimed; 0 without views.
         lost: names of the members that died, in order.
         left: names of the members that left, in order.
+        joined: names of the members that joined, in order.
         expelled: who was found to be wrong, and what for, in order; they are among those that died too.
         saying: what this member tells all others with the records of each step, by topic; it has to pickle.
         told: what members said with the step that was committed last, by member.
+        highest: the highest id that a member has had.
+        wanted: how many members there should be.
     """
 
     def __init__(self, group: Group, *, enabled: bool = True) -> None:
@@ -80,9 +87,12 @@ class Membership:
         self.view = 0
         self.lost: list[str] = []
         self.left: list[str] = []
+        self.joined: list[str] = []
         self.expelled: list[str] = []
         self.saying: dict[str, Any] = {}
         self.told: Mapping[int, Mapping[str, Any]] = {}
+        self.highest = max(group.members)
+        self.wanted = group.size
         self._parts: list[Part] = []
         self._views: Views | None = None
         self._claims_views = False
@@ -152,6 +162,77 @@ class Membership:
             return result[0]
         self._recover()
         raise MembersChanged
+
+    def admit(
+        self,
+        newcomer: int,
+        widen: "Callable[[], MPI.Comm | None]",
+        refuse: Callable[[], None],
+        catch_up: Callable[[], None],
+    ) -> bool:
+        """Let a newcomer in, between two steps; return whether it is a member now. Collective over the members.
+
+        Where it or a member dies meanwhile, those of the members that live go on without it.
+
+        Args:
+            newcomer: the id that it gets.
+            widen: makes the communicator of all members and the newcomer, None where that failed.
+            refuse: ends the newcomer, on the member that has started it.
+            catch_up: gives the newcomer what the others have; collective with it.
+        """
+        self.highest = max(self.highest, newcomer)
+        communicator = widen()
+        if not self.group.agree(communicator is not None):
+            refuse()
+            self._recover()
+            return False
+        assert communicator is not None
+
+        def welcome() -> None:
+            for part in self._parts:
+                part.abandon()
+            self.group.take_over(communicator)
+            self._welcome(newcomer, catch_up)
+
+        try:
+            self.settle(welcome)
+        except MembersChanged:
+            return False
+        name = self.group.name_of(self.group.members.index(newcomer))
+        self.joined.append(name)
+        if self.group.rank == 0:
+            print(f"hpcvol: {name} has joined: {self.group.size} members go on", file=sys.stderr, flush=True)
+        return True
+
+    def join(self, newcomer: int, communicator: "MPI.Comm", catch_up: Callable[[], None]) -> None:
+        """Become a member. Collective with `admit` of the others.
+
+        Args:
+            newcomer: the id of this process.
+            communicator: of all members and this process.
+            catch_up: as theirs.
+
+        Raises:
+            CommError: somebody died meanwhile, and the others go on without this process.
+        """
+        self.survives = True
+        self.group.take_over(communicator, newcomer)
+        self._welcome(newcomer, catch_up)
+        if not self.group.agree(True):
+            raise CommError("a member died while this process was to join: the others go on without it")
+        self.joined.append(self.group.name_of_me)
+
+    def _welcome(self, newcomer: int, catch_up: Callable[[], None]) -> None:
+        with tracing.span("welcome"):
+            end_together(self.group)
+            watch.meet_newcomer(self.group)
+            known = self.lost, self.left, self.joined, self.expelled, self.highest, self.wanted
+            known = self.group.broadcast_object(known)
+            self.lost, self.left, self.joined, self.expelled, self.highest, self.wanted = known
+            self._claim(set(), set(), (newcomer,))
+            for part in self._parts:
+                part.rebuild()
+            catch_up()
 
     def leave(self) -> None:
         """Have the others go on without this member, which ends when the step at hand is committed. Local.
@@ -235,6 +316,7 @@ class Membership:
         if me in leaving:
             end_apart()
         self.left += names
+        self.wanted -= len(names)
         self._set_up(lambda: group.take_over(parted), leaving)
         if group.rank == 0:
             print(f"hpcvol: {enumerate_names(names)} left: {_go_on(group.size)}", file=sys.stderr, flush=True)
@@ -282,8 +364,13 @@ class Membership:
             have = "has" if len(gone) == 1 else "have"
             print(f"hpcvol: {enumerate_names(gone)} {have} died: {_go_on(group.size)}", file=sys.stderr, flush=True)
 
-    def _claim(self, before: set[int], dead: set[int]) -> None:
+    def _claim(self, before: set[int], dead: set[int], joining: Collection[int] = ()) -> None:
         """Return if these members may go on without the others. Collective.
+
+        Args:
+            before: the ids of the members until now.
+            dead: of those that are dead for certain.
+            joining: of those that are new.
 
         Raises:
             LeftBehindError: they may not, on every one of them.
@@ -297,7 +384,7 @@ class Membership:
                 with together(self.group, "claiming the run"):
                     if self.group.rank == owner and self._views is not None:
                         self._give_way_to_the_launcher(self._views)
-                        claimed = self._views.claim(members)
+                        claimed = self._views.claim(members, joining)
                 claimed = self.group.broadcast_object(claimed, owner)
             if claimed is None:
                 raise LeftBehindError(

@@ -6,7 +6,7 @@ decides between them is outside of both: a file that can be created once.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from hpcvol.durable import create_aside, sync
@@ -40,18 +40,18 @@ class Views:
             continue
         return number
 
-    def claim(self, members: Sequence[int]) -> int | None:
+    def claim(self, members: Sequence[int], joining: Collection[int] = ()) -> int | None:
         """Make the next view that of `members`; return its number, None where it is not theirs to make.
 
-        All of them have to be in the newest view: who is not was left behind by it. And each view can be claimed once:
-        a file is written aside and linked to its name, which the file system does for one of those who try, over NFS
-        too. What this returned is on disk.
+        All of them but those that are `joining` have to be in the newest view: who is not was left behind by it. And
+        each view can be claimed once: a file is written aside and linked to its name, which the file system does for
+        one of those who try, over NFS too. What this returned is on disk.
 
         Raises:
             OSError: the folder cannot be written.
         """
         newest = self.newest
-        if not set(members) <= set(self.members_of(newest)):
+        if not set(members) - set(joining) <= set(self.members_of(newest)):
             return None
         return newest + 1 if self._take(newest + 1, members) else None
 

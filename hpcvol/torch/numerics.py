@@ -61,6 +61,11 @@ def agree_on_code(group: Group, files: Iterable[Path]) -> None:
     Raises:
         ConfigError: on every member, naming the first difference and who has what.
     """
+    agree_on(group, code_facts(files), "start all members from the same environment and files")
+
+
+def code_facts(files: Iterable[Path]) -> dict[str, str]:
+    """Return what tells the code and the libraries that this member runs, by name. Local."""
     facts = {
         "Python": platform.python_version(),
         "hpcvol": f"{version('hpcvol')} ({_digest_of_sources()})",
@@ -71,7 +76,7 @@ def agree_on_code(group: Group, files: Iterable[Path]) -> None:
     for path in files:  # by name, as folders may be called differently on other hosts
         key = f"the file {path.name}"
         facts[key] = facts.get(key, "") + _digest_of_file(path)
-    agree_on(group, facts, "start all members from the same environment and files")
+    return facts
 
 
 def agree_on(group: Group, facts: Mapping[str, str], remedy: str) -> None:

@@ -16,6 +16,7 @@ from hpcvol.elastic.bag import Bag
 from hpcvol.elastic.claiming import dealing_of
 from hpcvol.elastic.dealing import Done, Terms
 from hpcvol.elastic.membership import Membership
+from hpcvol.elastic.refill import Refill
 from hpcvol.elastic.speed import SlowMembers
 from hpcvol.elastic.units import Batching, UnitSpan, merge
 from hpcvol.errors import CheckpointError, ConfigError, ModelError
@@ -95,6 +96,8 @@ class Run:
         step: steps committed so far, over the life of the model (a resumed run goes on counting).
         batching: how samples become steps and units.
         member: this process's id, never reused.
+        facts: what decides the weights besides code and data, as it was at the start.
+        refill: has members that died replaced, where there is one.
         is_first: whether this is the member that writes and prints for all.
     """
 
@@ -122,7 +125,8 @@ class Run:
         with together(group, "starting the run"):
             _check_parameters(model)
             _check_optimizer(model, optimizer)
-        agree_on(group, self._facts(len(samples)), "make the same model, optimizer and run on every member")
+        self.facts = self._facts(len(samples))
+        agree_on(group, self.facts, "make the same model, optimizer and run on every member")
         strategy = VerifiedAllReduce if settings.verify_share else AllReduce
         self.strategy = strategy(group, settings.algorithm, settings.bucket_nbytes, parse(settings.combine))
         self._applying = False
@@ -143,6 +147,7 @@ class Run:
             )
         self.broadcast_model()
         self.membership.add(self)
+        self.refill: Refill | None = None
 
     @property
     def member(self) -> int:
@@ -175,6 +180,8 @@ class Run:
         self._warn_about_idle_workers()
         while self.step < until:
             self._check_model()
+            if self.refill is not None:
+                self.refill.between_steps()
             index = self.step
             yield Step(self, index)
             if self.step == index:
@@ -277,6 +284,7 @@ class Run:
         self.gradients.rebuild()
         self.buffers.rebuild()
         self.dealing.rebuild()
+        self._slow_members = SlowMembers()  # counts anew: a newcomer has not seen the steps before
         # A member that is new has seen nothing yet, and all have to tell of the same ones.
         self._slow_members = SlowMembers()
 
@@ -314,6 +322,8 @@ class Run:
         self.strategy.close()
         self.gradients.close()
         self._guard.remove()
+        if self.refill is not None:
+            self.refill.close()
 
     def _in_passes(self, mine: list[UnitSpan]) -> list[UnitSpan]:
         return mine if self.gradients.separate else merge(mine)

@@ -334,6 +334,11 @@ class ElasticConfig(_Section):
         description="Likewise: units a step that a member gets at most, as long as all members together can compute "
         "a step within their limits.",
     )
+    refill: bool = Field(
+        default=False,
+        description="`hpcvol train` has new processes take the places of members that died, where all members are on "
+        "one host and compute on CPUs. They prepare apart and come in between two steps.",
+    )
 
 
 class Config(_Section):

@@ -3,7 +3,7 @@
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,16 @@ class Report:
         self._drawn_at = 0.0
         # The last lines on every member: whoever takes over writes those that its predecessor did not come to.
         self._recent: deque[dict[str, Any]] = deque(maxlen=_MOST_BEHIND)
+
+    @property
+    def recent(self) -> list[dict[str, Any]]:
+        """The last lines of the metrics, which all members have."""
+        return list(self._recent)
+
+    @recent.setter
+    def recent(self, lines: Iterable[dict[str, Any]]) -> None:
+        self._recent.clear()
+        self._recent.extend(lines)
 
     def take_over(self, path: Path | None, hook: Hook | None, *, speaks: bool) -> None:
         """Write from now on, in the place of a member that died, what it would have written.

@@ -11,7 +11,7 @@ from hpcvol.train.run_directory import METRICS_NAME, RunDirectory, holds_run
 
 
 class RunCopies:
-    """The directories of one run on all hosts. Collective, as its methods are but for `release`.
+    """The directories of one run on all hosts; `open` opens them. Its methods are collective but for `release`.
 
     The first member keeps the run in its directory. Where that is not shared by all hosts, `checkpoint.copies` says on
     how many of them it is kept: a member on each writes the same files from its own replica, so that nothing is sent.
@@ -30,17 +30,25 @@ class RunCopies:
         keepers: ranks of the members that do.
         sees: whether this member sees the directory of the first of them.
         is_complete: whether the first member's run says that it is complete, and no more is asked of it.
-
-    Raises:
-        ConfigError, HpcvolError: as `RunDirectory` does; the same on every member.
     """
 
     def __init__(self, group: Group, path: Path, config: Config, *, fresh: bool) -> None:
         self.path = path
         self.mine: RunDirectory | None = None
+        self.keepers: list[int] = []
+        self.keeps = self.is_complete = False
+        self.sees = True
         self._group = group
         self._config = config
         self._fresh = fresh
+
+    def open(self) -> None:
+        """Open the directories of a run that begins. A newcomer leaves them to the members that were there before it.
+
+        Raises:
+            ConfigError, HpcvolError: as `RunDirectory` does; the same on every member.
+        """
+        group, path, config = self._group, self.path, self._config
         self._leaders = [rank for rank, one in enumerate(group.gather_objects(group.node.rank == 0)) if one]
         try:
             self._open(group.rank == 0)

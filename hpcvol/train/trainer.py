@@ -1,9 +1,11 @@
 """The Trainer: a configuration and a run directory, from the first step to the summary."""
 
+import hashlib
 import json
 import logging
 import math
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -15,14 +17,17 @@ import torch
 from hpcvol import environment, tracing
 from hpcvol.comm import Group, set_patience, together
 from hpcvol.comm import start as start_mpi
+from hpcvol.comm.newcomer import Invitation, invitation
+from hpcvol.comm.widening import enter
 from hpcvol.elastic.dealing import Terms
 from hpcvol.elastic.ledger import LEDGER_NAME, Head, Ledger
+from hpcvol.elastic.refill import Refill
 from hpcvol.elastic.views import Views
 from hpcvol.errors import CheckpointError, ConfigError, ModelError
 from hpcvol.torch.device import choose_device, choose_threads, make_deterministic
 from hpcvol.torch.evaluation import Evaluation
 from hpcvol.torch.loader import Unit
-from hpcvol.torch.numerics import agree_on_code, numerics_class
+from hpcvol.torch.numerics import agree_on_code, code_facts, numerics_class
 from hpcvol.torch.outputs import read_output
 from hpcvol.torch.run import Run, Settings
 from hpcvol.torch.samples import Samples
@@ -41,7 +46,7 @@ from hpcvol.train.parts import build_model, build_optimizer, load_hook, user_fil
 from hpcvol.train.progress import Progress
 from hpcvol.train.recipe import recipe
 from hpcvol.train.report import Report, duration
-from hpcvol.train.resuming import Found, find_newest, foreign_to, load, receive_state, start_from
+from hpcvol.train.resuming import Found, find_newest, foreign_to, load, receive_state, spread, start_from
 from hpcvol.train.run_copies import RunCopies
 from hpcvol.train.run_data import open_data
 from hpcvol.train.run_directory import CHECKPOINTS_NAME, METRICS_NAME
@@ -71,6 +76,8 @@ class Trainer:
         fresh: start over where there is a run already.
         group: the ranks that train together; all ranks by default.
         stop: tells that the run was asked to stop; by default `fit` listens for signals itself.
+        program: module and arguments that a process runs to take the place of a member that died; it makes a Trainer
+            with the same configuration and directory. By default nobody takes it.
 
     Raises:
         HpcvolError: what cannot work, the same on every member.
@@ -84,11 +91,14 @@ class Trainer:
         fresh: bool = False,
         group: Group | None = None,
         stop: StopRequest | None = None,
+        program: Sequence[str] | None = None,
     ) -> None:
         self._config = config
         self._run_dir = Path(run_dir)
         self._fresh = fresh
         self._stop = stop
+        self._program = program
+        self._invited = invitation()
         self._progress = Progress()
         self._ledger_head = Head()
         self._pace = Pace()
@@ -99,6 +109,8 @@ class Trainer:
             logger.addHandler(_handler() if first else logging.NullHandler())
         self._copies = RunCopies(self._group, self._run_dir, config, fresh=fresh)
         try:
+            if self._invited is None:
+                self._copies.open()
             if not self._copies.is_complete:
                 self._assemble()
         except BaseException:
@@ -146,6 +158,7 @@ class Trainer:
     def _assemble(self) -> None:
         config, group = self._config.here(), self._group
         agree_on_code(group, user_files(config))
+        self._code = code_facts(user_files(config))
         device = choose_device(config.train.device, group, share=config.train.share_devices)
         exact = config.train.sum == "exact"
         choose_threads(config.train.threads, exact, group)
@@ -196,6 +209,9 @@ class Trainer:
         membership = self.run.membership
         self._ledger = Ledger(self._run_dir / LEDGER_NAME if keeps else None, lambda: membership.has_newest_view)
         self._changes_told: dict[str, int] = {}
+        if self._invited is not None:
+            self._join(self._invited)
+            return
         # Until here nothing in the folder has changed: whatever is refused leaves a former run as it was.
         resumed = None if self._fresh else self._resume()
         if resumed is None and config.model.weights is not None:
@@ -216,6 +232,65 @@ class Trainer:
             self._report.say(not_shared)
         self._trace = Trace(group, self._run_dir) if train.trace else None
         self.run.membership.add(self)
+        self._refill_if_possible()
+
+    def _join(self, invited: Invitation) -> None:
+        """Become a member of the run that this process was started for. Collective with its members."""
+        membership = self.run.membership
+        self.run.needs_probe = False
+        self._trace = None
+        membership.claim_with(Views(self._run_dir), 0)
+        membership.add(self)
+        communicator = enter(invited.ready(self._digest()))
+        membership.join(invited.member, communicator, self._catch_up)
+        invited.accepted()
+        self._invited = None
+        self._resumed_samples = self._progress.samples
+        set_patience(self._config.comm.warn_seconds, self._config.comm.abort_seconds)
+        self._refill_if_possible()
+
+    def _refill_if_possible(self) -> None:
+        config = self._config
+        others = config.train.trace or config.elastic.verify_share or config.strategy.combine != "mean"
+        possible = config.elastic.refill and self.run.device.type == "cpu" and not others
+        if self._program is not None and possible and Refill.is_possible(self.run.membership):
+            self.run.refill = Refill(self.run.membership, self._program, self._digest(), self._catch_up)
+
+    def _digest(self) -> bytes:
+        """Return a digest of what members must have in common to compute the same bits. Local."""
+        numerics = {key: value for key, value in numerics_class().items() if key != "threads"}
+        common = [self._code, self.run.facts, numerics, self._data.id]
+        return hashlib.sha256(json.dumps(common, sort_keys=True).encode()).digest()
+
+    def _catch_up(self) -> None:
+        """Give a newcomer what all others have. Collective over the members and the newcomer."""
+        group, run, progress = self._group, self.run, self._progress
+        run.buffers.prepare()
+        run.broadcast_model()
+        optimizer = spread(group, run.optimizer.state_dict(), 0)
+        ours = None
+        if run.is_first:
+            ours = {
+                "run": run.state(),
+                "progress": {**progress.state(), "seconds": self._seconds()},
+                "numerics": self._numerics,
+                "threads": torch.get_num_threads(),
+                "lines": self._report.recent,
+                "ledger": self._ledger.recent,
+                "changes": self._changes_told,
+                "slow": run.slow,
+            }
+        theirs = group.broadcast_object(ours)
+        if self._invited is not None:
+            torch.set_num_threads(theirs["threads"])
+            run.optimizer.load_state_dict(optimizer)
+            run.load_state(theirs["run"])
+            self._progress = Progress(**theirs["progress"])
+            self._numerics = theirs["numerics"]
+            self._report.recent = theirs["lines"]
+            self._ledger.follow(*theirs["ledger"])
+            self._changes_told = theirs["changes"]
+            run.slow = theirs["slow"]
 
     def abandon(self) -> None:
         """As `hpcvol.elastic.membership.Part`."""
@@ -363,10 +438,15 @@ class Trainer:
         return membership.attempt(told)
 
     def _tell_changes(self) -> None:
-        """Enter into the ledger who has died, left, been expelled or found slow since the last call. Local."""
+        """Enter into the ledger who has died, left, joined, been expelled or found slow since the last call. Local."""
         membership, told = self.run.membership, self._changes_told
         now = {"view": membership.view, "members": self._group.members}
-        changes = ("expelled", membership.expelled), ("death", membership.lost), ("leave", membership.left)
+        changes = (
+            ("expelled", membership.expelled),
+            ("death", membership.lost),
+            ("leave", membership.left),
+            ("join", membership.joined),
+        )
         for kind, who in changes:
             if new := who[told.get(kind, 0) :]:
                 self._ledger.event(kind, who=new, **now)

@@ -19,7 +19,13 @@ def test_each_view_is_claimed_once_and_in_order(tmp_path: Path) -> None:
     assert not one.is_newest(1)
     assert one.claim([0, 1]) is None, "they were left behind"
     assert other.members_of(2) == (2, 3)
-    assert sorted(path.name for path in (tmp_path / VIEWS_NAME).iterdir()) == ["00000001", "00000002"]
+    assert other.claim([2, 3, 4]) is None, "4 is a stranger"
+    assert other.claim([0, 2, 4], joining={4}) is None, "0 was left behind"
+    assert other.claim([2, 3, 4], joining={4}) == 3
+    assert other.claim([3, 4]) == 4
+    assert sorted(path.name for path in (tmp_path / VIEWS_NAME).iterdir()) == [
+        f"{number:08}" for number in (1, 2, 3, 4)
+    ]
 
 
 CLAIM = """

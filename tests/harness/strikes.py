@@ -4,6 +4,7 @@ Points are the names of the spans that every room records for the trace. STRIKES
 [member, point, n], or [member, point, n, "SIGTERM"] for another signal than SIGKILL. A member that is struck leaves
 a file `struck-MEMBER-POINT` in the folder STRUCK first: a test asserts that it is there. Members do not measure
 themselves, so that each gets to a point as often whatever the machine does meanwhile.
+Who reaches the point "ready", where a newcomer waits to be let in, leaves `ready-MEMBER`.
 """
 
 import json
@@ -15,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from hpcvol import environment, tracing
+from hpcvol.comm.newcomer import invitation
 from hpcvol.elastic.speed import Stopwatch
 
-MEMBER = int(environment.variable("OMPI_COMM_WORLD_RANK") or 0)
+_INVITED = invitation()
+MEMBER = int(environment.variable("OMPI_COMM_WORLD_RANK") or 0) if _INVITED is None else _INVITED.member
 
 
 def install() -> None:
@@ -34,6 +37,8 @@ def install() -> None:
 
     def reached(name: str) -> None:
         seen[name] += 1
+        if name == "ready":
+            (folder / f"ready-{MEMBER}").touch()
         if (name, seen[name]) in plan:
             (folder / f"struck-{MEMBER}-{name.replace(' ', '_')}").touch()
             os.kill(os.getpid(), plan[name, seen[name]])
