@@ -22,7 +22,7 @@ from hpcvol.comm import start as start_mpi
 from hpcvol.elastic.dealing import Kind
 
 UNITS = 64
-UNIT_SECONDS = 0.01
+UNIT_SECONDS = 0.03
 TIMES_SLOWER = 10
 CONTENDERS = [kind for kind in get_args(Kind) if kind != "auto"]
 WARM_UP = 3  # steps, after which speeds are known
@@ -58,7 +58,7 @@ def main() -> None:
     made = {kind: stepper(kind, group) for kind in CONTENDERS}
     found: dict[str, list[float]] = {kind: [] for kind in CONTENDERS}
     ratios: dict[str, list[float]] = {kind: [] for kind in CONTENDERS}
-    for turn in range(WARM_UP + (2 if options.quick else 15)):
+    for turn in range(WARM_UP + (2 if options.quick else 10)):
         for kind, (run, step) in made.items():
             seconds = max(group.gather_objects(step()))
             if turn >= WARM_UP:
