@@ -104,6 +104,26 @@ def require_verifiable(sum: str, share: float) -> None:
         )
 
 
+def require_units(combine: str, members: int, units: int) -> None:
+    """Return if every step has a unit for each of the members whose gradients a combination needs.
+
+    Args:
+        combine: as `strategy.combine`.
+        members: that it needs.
+        units: of the step that has the fewest.
+
+    Raises:
+        ConfigError: it has not, on every member.
+    """
+    if units < members:
+        raise ConfigError(
+            f'strategy.combine = "{combine}" needs the gradients of {members} members, and the last step of an epoch '
+            f"has only {units} {'unit' if units == 1 else 'units'}, each for one member: lower train.unit_size, choose "
+            'a train.batch_size that leaves more samples to that step, or set strategy.combine = "mean"',
+            everywhere=True,
+        )
+
+
 def require_dealing(sum: str, dealing: str) -> None:
     """Return if units can be dealt so under a sum.
 

@@ -20,7 +20,7 @@ from hpcvol.elastic.refill import Refill
 from hpcvol.elastic.speed import SlowMembers
 from hpcvol.elastic.units import Batching, UnitSpan, merge
 from hpcvol.errors import CheckpointError, ConfigError, ModelError
-from hpcvol.guarantees import require, require_dealing, require_verifiable
+from hpcvol.guarantees import require, require_dealing, require_units, require_verifiable
 from hpcvol.strategies.allreduce import AllReduce
 from hpcvol.strategies.combinations import parse
 from hpcvol.strategies.reducer import BUCKET_NBYTES
@@ -128,7 +128,12 @@ class Run:
         self.facts = self._facts(len(samples))
         agree_on(group, self.facts, "make the same model, optimizer and run on every member")
         strategy = VerifiedAllReduce if settings.verify_share else AllReduce
-        self.strategy = strategy(group, settings.algorithm, settings.bucket_nbytes, parse(settings.combine))
+        combination = parse(settings.combine)
+        if combination is not None:
+            # The last step of an epoch is the shortest.
+            fewest = len(self.batching.units(self.batching.steps_per_epoch - 1))
+            require_units(settings.combine, combination.least_members, fewest)
+        self.strategy = strategy(group, settings.algorithm, settings.bucket_nbytes, combination)
         self._applying = False
         self._guard = optimizer.register_step_pre_hook(self._refuse_step)
         self.gradients = self._make_gradients()

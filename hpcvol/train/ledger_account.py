@@ -10,6 +10,7 @@ from typing import Any
 
 from hpcvol.elastic.ledger import LEDGER_NAME, Head, from_ranges, hash_of
 from hpcvol.elastic.units import Batching
+from hpcvol.errors import HpcvolError
 
 Line = dict[str, Any]
 
@@ -78,7 +79,7 @@ def verify_lines(account: Account) -> Iterator[str]:
                     yield f"{path}: line {number} is of a version, and no start was entered before"
                 else:
                     yield from (f"{path}: line {number}: {fault}" for fault in _faults_of_step(line, batching))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, HpcvolError) as error:
             yield f"{path}: line {number} is no line of a ledger ({type(error).__name__}: {error})"
 
 

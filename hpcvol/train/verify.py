@@ -184,13 +184,23 @@ def _verify_ledger(run_dir: Path, checkpoints: Sequence[Path], findings: Finding
         findings.notes.append(f"{account.path}: its last line was not written to its end, and will be again")
     findings.damaged += verify_lines(account)
     for checkpoint in checkpoints:
-        state = read_state(checkpoint)
-        version, expected = state["run"]["step"], account.digest_of(state["run"]["step"])
-        if not account.leads_to(state["ledger"]):
-            findings.damaged.append(f"{account.path}: line {state['ledger']['lines']} is not what {checkpoint} tells")
-        elif version and state_digest(safetensors.torch.load_file(checkpoint / MODEL)) != expected:
-            findings.damaged.append(f"{checkpoint}: holds other weights than version {version} had by {LEDGER_NAME}")
+        try:
+            findings.damaged += _compare_with_ledger(checkpoint, account)
+        except OSError:
+            if checkpoint.exists():
+                raise
+            continue  # the job that is at work has deleted it meanwhile
     return account
+
+
+def _compare_with_ledger(checkpoint: Path, account: Account) -> list[str]:
+    state = read_state(checkpoint)
+    version, expected = state["run"]["step"], account.digest_of(state["run"]["step"])
+    if not account.leads_to(state["ledger"]):
+        return [f"{account.path}: line {state['ledger']['lines']} is not what {checkpoint} tells"]
+    if version and state_digest(safetensors.torch.load_file(checkpoint / MODEL)) != expected:
+        return [f"{checkpoint}: holds other weights than version {version} had by {LEDGER_NAME}"]
+    return []
 
 
 def _verify_summary(

@@ -17,8 +17,10 @@ from typer.testing import CliRunner
 
 from hpcvol.cli.main import app
 from hpcvol.data import build_dataset
+from hpcvol.train import ledger_account, verify
 from hpcvol.train.checkpoint_files import digest_of, read_state, seal
 from hpcvol.train.config import load_config
+from hpcvol.train.ledger_account import Account
 from hpcvol.train.run_directory import RunDirectory
 
 HPCVOL = [sys.executable, "-m", "hpcvol.cli"]
@@ -234,6 +236,18 @@ def test_a_checkpoint_that_was_not_completed_is_a_note(project: Path) -> None:
     status, output = run("verify", project / "run")
     assert status == 0
     assert "never completed" in output
+
+
+def test_a_checkpoint_that_a_job_deletes_meanwhile_is_no_damage(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = min((project / "run/checkpoints").glob("step-*"))
+
+    def read_account(run_dir: Path) -> Account | None:
+        shutil.rmtree(first)
+        return ledger_account.read_account(run_dir)
+
+    monkeypatch.setattr(verify, "read_account", read_account)
+    assert verify.verify_run(project / "run").damaged == []
+    assert not first.exists()
 
 
 def test_a_model_that_cannot_be_built_is_a_note(project: Path) -> None:

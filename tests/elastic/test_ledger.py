@@ -152,6 +152,7 @@ CHANGES = {
     "a unit too many": ('"2-3"', '"2-4"', "line 2: unit 4 of version 1 was computed 1 times, expected 0"),
     "samples": ('"samples": 4', '"samples": 5', "line 2: member 0 has 5 samples of units that hold 4"),
     "an older view": ('"view": 1, "digest"', '"view": 0, "digest"', "line 2 is of view 0, after view 1"),
+    "units of no samples": ('"unit_size": 2', '"unit_size": 0', "line 1 is no line of a ledger"),
     "no JSON": ('"digest"', "digest", "line 2 is no line of a ledger"),
 }
 

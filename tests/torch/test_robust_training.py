@@ -36,6 +36,11 @@ def test_training_converges_with_one_of_four_sending_garbage(group: Group) -> No
     assert not last_loss(group, "mean", garbage=True) < 10 * quiet
 
 
+def test_a_last_step_of_too_few_units_is_refused_at_the_start(group: Group) -> None:
+    with pytest.raises(ConfigError, match="last step of an epoch has only 2 units"):
+        make_run(group, built(Regression), numbers(64 + 16), Settings(32, 8, sum="float", combine="median"), sgd)
+
+
 def test_robust_combinations_need_the_float_sum(group: Group) -> None:
     del group
     with pytest.raises(ConfigError, match=r'set train.sum = "float"'):
