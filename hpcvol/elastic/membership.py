@@ -384,7 +384,7 @@ class Membership:
                 with together(self.group, "claiming the run"):
                     if self.group.rank == owner and self._views is not None:
                         self._give_way_to_the_launcher(self._views)
-                        claimed = self._views.claim(members, joining)
+                        claimed = self._views.claim(members, self.view, joining)
                 claimed = self.group.broadcast_object(claimed, owner)
             if claimed is None:
                 raise LeftBehindError(

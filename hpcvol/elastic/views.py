@@ -40,17 +40,22 @@ class Views:
             continue
         return number
 
-    def claim(self, members: Sequence[int], joining: Collection[int] = ()) -> int | None:
+    def claim(self, members: Sequence[int], known: int, joining: Collection[int] = ()) -> int | None:
         """Make the next view that of `members`; return its number, None where it is not theirs to make.
 
         All of them but those that are `joining` have to be in the newest view: who is not was left behind by it. And
         each view can be claimed once: a file is written aside and linked to its name, which the file system does for
         one of those who try, over NFS too. What this returned is on disk.
 
+        Args:
+            members: their ids.
+            known: a view that was claimed, theirs, though a listing may not show it yet.
+            joining: who of them is new.
+
         Raises:
             OSError: the folder cannot be written.
         """
-        newest = self.newest
+        newest = max(self.newest, known)
         if not set(members) - set(joining) <= set(self.members_of(newest)):
             return None
         return newest + 1 if self._take(newest + 1, members) else None
@@ -81,4 +86,5 @@ class Views:
 
     def is_newest(self, number: int) -> bool:
         """Return whether no later view was claimed than `number`: a member of an older one writes nothing any more."""
-        return not (self._folder / f"{number + 1:08}").exists()
+        # Not by the name of the next: an NFS client may remember that there was none, and asks when it opens a folder.
+        return self.newest <= number

@@ -2,10 +2,11 @@
 
 `checkpoints/step-00000120/` holds `model.safetensors` (parameters and buffers), `optimizer.pt` (the optimizer's state,
 loadable with `weights_only=True`) and `state.json` (everything else, and the size and digest of the other two). It is
-written as `.step-00000120.partial`, synced and renamed. `checkpoints/best` points to the one with the lowest validation
-loss.
+written as `.step-00000120.RANDOM.partial`, synced and renamed. `checkpoints/best` points to the one with the lowest
+validation loss.
 """
 
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ import safetensors.torch
 import torch
 
 from hpcvol.durable import sync
-from hpcvol.errors import CheckpointError
+from hpcvol.errors import CheckpointError, HpcvolError
 from hpcvol.train.checkpoint_files import (
     BEST,
     FORMAT,
@@ -38,7 +39,7 @@ class Checkpoints:
     Args:
         folder: where they are; made when the first is written.
         keep: how many to keep, besides the best.
-        check: raises where this member must not write any more; called right before what it wrote would count.
+        check: raises where this member must not write any more; called before anything is deleted or takes effect.
 
     Attributes:
         skipped: what `newest` found that this run cannot go on from, and why.
@@ -61,10 +62,13 @@ class Checkpoints:
 
         Raises:
             CheckpointError: it could not be written (a full disk); earlier checkpoints are as they were.
+            HpcvolError: what `check` raises; nothing of this member is left.
         """
         final = self._folder / f"step-{step:08d}"
-        partial = self._folder / f".{final.name}.partial"
+        # A name of its own: a member that was taken for dead may still be at work on the one of the same step.
+        partial = self._folder / f".{final.name}.{os.urandom(4).hex()}.partial"
         try:
+            self._check()
             self._folder.mkdir(parents=True, exist_ok=True)
             self._drop_partial()
             if final.exists() and (final in self.skipped or trouble_with(final) is not None):
@@ -76,10 +80,15 @@ class Checkpoints:
                 partial.rename(final)
                 sync(self._folder)
             self.skipped.pop(final, None)
+            self._check()
             if best:
                 self.make_best(final)
+        except HpcvolError:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         except (OSError, RuntimeError, safetensors.SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
+            self._check()  # the others clear what a member that they left behind was writing
             free = shutil.disk_usage(self._folder if self._folder.exists() else "/").free
             raise CheckpointError(
                 f"checkpoint {final} could not be written: {_reason(error)} ({free / 2**20:.0f} MiB free there); "
@@ -120,7 +129,7 @@ class Checkpoints:
 
     def _drop_partial(self) -> None:
         for path in self._folder.glob(".step-*.partial"):
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)  # somebody may write on in it, until it finds out
 
     def _prune(self) -> None:
         best = (self._folder / BEST).resolve()

@@ -77,18 +77,21 @@ class RunCopies:
     def renew(self) -> None:
         """Have members that are here keep the run, where those that kept it have died or left.
 
+        The run directory itself is kept again as long as anybody sees it, though copies of it may be kept elsewhere.
+
         Raises:
             MemberError: none of them sees its directory.
         """
         group = self._group
         self.keepers = [rank for rank, keeps in enumerate(group.gather_objects(self.keeps)) if keeps]
-        if not self.keepers:
+        if not group.any(self.keeps and self.sees):
             able = [rank for rank, sees in enumerate(group.gather_objects(self.sees)) if sees]
-            if not able:
+            if able:
+                self._fresh = False
+                self._open(group.rank == able[0] and self.mine is None, claimed=True)
+                self.keepers = sorted({*self.keepers, able[0]})
+            elif not self.keepers:
                 raise MemberError(f"no member that lives sees the run directory {self.path}", everywhere=True)
-            self._fresh = False
-            self._open(group.rank == able[0] and self.mine is None, claimed=True)
-            self.keepers = able[:1]
         self.keeps = group.rank in self.keepers
 
     def can_spare(self, leaving: set[int]) -> bool:

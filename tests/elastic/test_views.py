@@ -1,5 +1,6 @@
 """Views are claimed once, one after the other."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,20 +13,32 @@ from hpcvol.elastic.views import VIEWS_NAME, Views
 def test_each_view_is_claimed_once_and_in_order(tmp_path: Path) -> None:
     one, other = Views(tmp_path), Views(tmp_path)
     assert one.newest == 0
-    assert one.claim([0]) is None, "nobody has begun"
+    assert one.claim([0], 0) is None, "nobody has begun"
     assert one.begin([0, 1, 2, 3]) == 1
     assert one.is_newest(1)
-    assert other.claim([2, 3]) == 2
+    assert other.claim([2, 3], 1) == 2
     assert not one.is_newest(1)
-    assert one.claim([0, 1]) is None, "they were left behind"
+    assert one.claim([0, 1], 1) is None, "they were left behind"
     assert other.members_of(2) == (2, 3)
-    assert other.claim([2, 3, 4]) is None, "4 is a stranger"
-    assert other.claim([0, 2, 4], joining={4}) is None, "0 was left behind"
-    assert other.claim([2, 3, 4], joining={4}) == 3
-    assert other.claim([3, 4]) == 4
+    assert other.claim([2, 3, 4], 2) is None, "4 is a stranger"
+    assert other.claim([0, 2, 4], 2, joining={4}) is None, "0 was left behind"
+    assert other.claim([2, 3, 4], 2, joining={4}) == 3
+    assert other.claim([3, 4], 3) == 4
     assert sorted(path.name for path in (tmp_path / VIEWS_NAME).iterdir()) == [
         f"{number:08}" for number in (1, 2, 3, 4)
     ]
+
+
+def test_a_listing_that_is_late_refuses_nobody_and_lets_nobody_claim_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As over NFS: the folder's names are those of a while ago."""
+    views = Views(tmp_path)
+    assert views.begin([0, 1, 2]) == 1
+    assert views.claim([0, 1], 1) == 2
+    monkeypatch.setattr(os, "listdir", lambda _: ["00000001"])
+    assert views.claim([0, 1, 2], 1) is None, "2 is there already"
+    assert views.claim([0], 2) == 3
 
 
 CLAIM = """
@@ -34,7 +47,7 @@ from pathlib import Path
 from hpcvol.elastic.views import Views
 views = Views(Path(sys.argv[1]))
 sys.stdin.readline()
-print(sum(views.claim([0]) is not None for _ in range(50)))
+print(sum(views.claim([0], 1) is not None for _ in range(50)))
 """
 
 

@@ -20,7 +20,7 @@ from launched import RunProgram
 
 from hpcvol.comm import Group
 from hpcvol.data import build_dataset
-from hpcvol.errors import CheckpointError
+from hpcvol.errors import CheckpointError, LeftBehindError
 from hpcvol.train import checkpoint
 from hpcvol.train.checkpoint import Checkpoints, load_weights
 from hpcvol.train.checkpoint_files import read_state
@@ -196,6 +196,51 @@ def test_damaged_ones_do_not_push_out_whole_ones(project: Project, caplog: pytes
     assert project.checkpoint("run", 6) == Checkpoints(project.folder / "run" / "checkpoints", keep=1).newest()
 
 
+@pytest.mark.parametrize("gone_on_before", ["anything", "it counts", "older ones are deleted"])
+def test_who_was_left_behind_touches_nothing_of_the_others(tmp_path: Path, gone_on_before: str) -> None:
+    """The others write the checkpoint of the same step in the same folder meanwhile."""
+    looks = ["anything", "it counts", "older ones are deleted"]
+    content, nth = snapshot(*parts()), looks.index(gone_on_before)
+    earlier, theirs = tmp_path / "step-00000001", tmp_path / ".step-00000002.theirs.partial"
+    looked: list[str] = []
+
+    def check() -> None:
+        looked.append(looks[len(looked)])
+        if len(looked) == nth + 1:
+            theirs.mkdir()  # no sooner: what is there before is cleared, and rightly
+        if len(looked) > nth:
+            raise LeftBehindError("the others have gone on")
+
+    Checkpoints(tmp_path, keep=1).write(1, content, {}, best=False)
+    with pytest.raises(LeftBehindError):
+        Checkpoints(tmp_path, keep=1, check=check).write(2, content, {}, best=True)
+    assert looked == looks[: nth + 1]
+    left = {theirs, earlier} | ({tmp_path / "step-00000002"} if nth == 2 else set())
+    assert set(tmp_path.iterdir()) == left
+
+
+def test_who_was_left_behind_says_so_where_the_others_cleared_what_it_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest_view = True
+
+    def check() -> None:
+        if not newest_view:
+            raise LeftBehindError("the others have gone on")
+
+    def cleared(folder: Path, *_: object) -> None:
+        nonlocal newest_view
+        newest_view = False
+        Checkpoints(tmp_path, keep=1)._drop_partial()
+        (folder / "state.json").write_text("")
+
+    monkeypatch.setattr(checkpoint, "_write_parts", cleared)
+    with pytest.raises(LeftBehindError):
+        Checkpoints(tmp_path, keep=1, check=check).write(2, snapshot(*parts()), {}, best=False)
+    assert not newest_view
+    assert not list(tmp_path.iterdir())
+
+
 KILLER = """
 import os, signal, sys
 from pathlib import Path
@@ -247,7 +292,8 @@ def test_a_kill_at_any_point_of_writing_costs_nothing_but_that_checkpoint(
     assert project.train("never", *PERIODIC)
     for run in runs:
         left = {path.name for path in (project.folder / run / "checkpoints").iterdir()}
-        assert left == {"step-00000002", "step-00000004" if run == "rename after" else ".step-00000004.partial"}
+        newer = "step-00000004" if run == "rename after" else ".step-00000004.RANDOM.partial"
+        assert {re.sub(r"\.[0-9a-f]{8}\.partial", ".RANDOM.partial", name) for name in left} == {"step-00000002", newer}
         assert project.train(run, *PERIODIC)
         assert what_decides(project.summary(run)) == what_decides(project.summary("never"))
         assert project.steps(run) == [4, 6]

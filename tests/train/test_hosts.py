@@ -11,7 +11,9 @@ from two_hosts import as_hosts
 
 from hpcvol.comm import Group
 from hpcvol.errors import CheckpointError, ConfigError
+from hpcvol.train.config import load_config
 from hpcvol.train.project import MAX_NBYTES, load_project
+from hpcvol.train.run_copies import RunCopies
 from hpcvol.train.trainer import Trainer
 
 COPIES = ("checkpoint.copies=2", "checkpoint.every_steps=2", "train.validate_every_steps=3")
@@ -124,6 +126,26 @@ def test_the_run_goes_on_from_the_copy_when_the_first_host_has_lost_its_own(
         assert 6 in run.steps("run")
     assert kept(own(projects, 2), "run") == []
     assert ("step-00000004/optimizer.pt has 0 bytes" in caplog.text) == (lost == "newest is torn" and group.rank == 0)
+
+
+@pytest.mark.parametrize("left", [{0}, {0, 1}, {2}], ids=["the first", "all of the first host", "the copy"])
+@pytest.mark.parametrize("group", [3], indirect=True, ids=["3ranks"])
+def test_the_run_directory_is_kept_on_while_anybody_sees_it(group: Group, projects: Project, left: set[int]) -> None:
+    host = group.rank // 2
+    mine = own(projects, host)
+    with as_hosts(group, [0, 0, 1]) as hosts:
+        copies = RunCopies(hosts, mine.folder / "run", load_config(mine.job, COPIES), fresh=False)
+        try:
+            assert copies.keepers == [0, 2]
+            copies.begin()
+            if group.rank in left:
+                copies.hand_over()
+                copies.sees = False
+            copies.renew()
+            assert copies.keepers == [rank for rank in ([1, 2] if 0 in left else [0]) if rank not in left]
+            assert copies.keeps == (group.rank in copies.keepers) == (copies.mine is not None)
+        finally:
+            copies.release()
 
 
 @pytest.mark.parametrize("group", [3], indirect=True, ids=["3ranks"])
