@@ -65,15 +65,16 @@ class Group:
         self._whole = whole
         self._waiting: Waiting | None = None
         self._on_one_host = False
-        self._begin(communicator, member)
+        self._member = member  # not by rank: between a new rank and the new list of members there may be a death
+        self._begin(communicator)
 
-    def _begin(self, communicator: "MPI.Comm", member: int) -> None:
+    def _begin(self, communicator: "MPI.Comm") -> None:
         self._communicator = communicator
         self._carriers: Carriers | None = None
-        self.rank: int = communicator.Get_rank()
-        self.size: int = communicator.Get_size()
         with letting_nobody_wait(communicator):
-            facts = communicator.allgather((member, socket.gethostname(), secrets.token_hex(4)))
+            facts = communicator.allgather((self._member, socket.gethostname(), secrets.token_hex(4)))
+            self.rank: int = communicator.Get_rank()
+            self.size: int = communicator.Get_size()
             self.members: tuple[int, ...] = tuple(member for member, _, _ in facts)
             self.hosts: tuple[str, ...] = tuple(host for _, host, _ in facts)
             self._inline_nbytes = _INLINE_NBYTES if self.size <= _MOST_RANKS_INLINE else 0
@@ -178,11 +179,11 @@ class Group:
             key: where in the new group this rank wants to be.
         """
         with self.calling(Call.of("split")):
-            return Group(self.communicator.Split(color, key), self.members[self.rank])
+            return Group(self.communicator.Split(color, key), self._member)
 
     def part(self, color: int) -> "Group":
         """Return the ranks that gave the same `color` as a part of this group: used in its calls only. Collective."""
-        return Group(self.communicator.Split(color), self.members[self.rank], self)
+        return Group(self.communicator.Split(color), self._member, self)
 
     def barrier(self) -> None:
         """Wait until all ranks are here."""
@@ -322,7 +323,7 @@ class Group:
         from mpi4py import MPI
 
         with self.calling(Call.of("split")):
-            return self.communicator.Split(MPI.UNDEFINED if self.members[self.rank] in leaving else 0)
+            return self.communicator.Split(MPI.UNDEFINED if self._member in leaving else 0)
 
     def take_over(self, communicator: "MPI.Comm", member: int | None = None) -> None:
         """Go on over `communicator`, in place of the one so far: as after `shrink`. Collective over it.
@@ -336,11 +337,12 @@ class Group:
         """
         # Open MPI does not know of newcomers where they are, and splits by node as it thinks on each rank.
         self._on_one_host |= member is not None or communicator.Get_size() > self.size
-        member = self.members[self.rank] if member is None else member
+        if member is not None:
+            self._member = member
         for group in self._family():
             group.calls.close()
         try:
-            self._begin(communicator, member)
+            self._begin(communicator)
         except Exception as error:
             if not tells_of_loss(error):
                 raise
@@ -372,7 +374,7 @@ class Group:
         if node.Get_size() == self.size:
             node.Free()
             return self
-        return Group(node, self.members[self.rank], self)
+        return Group(node, self._member, self)
 
     def _wait(self, request: "MPI.Request", *memory: Any) -> None:
         """Wait until `request` is done, which uses `memory`."""

@@ -10,6 +10,7 @@ Who wants to leave says so with the records of a step; when the step is committe
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
@@ -97,6 +98,8 @@ class Membership:
         self._views: Views | None = None
         self._claims_views = False
         self._stays = False
+        self._settled = threading.Event()  # whether no new view is being claimed
+        self._settled.set()
 
     def add(self, part: Part) -> None:
         """Have `part` abandoned and rebuilt when the members change, after those that were added before. Local."""
@@ -119,11 +122,13 @@ class Membership:
         return self._views is None or self._views.is_newest(self.view)
 
     def check_view(self) -> None:
-        """Return if this member may write for the run. Local; before whatever is written takes effect.
+        """Return if this member may write for the run. Local, from any thread; before what is written takes effect.
 
         Raises:
             LeftBehindError: others have gone on without this member, which was stopped or cut off for a while.
         """
+        if not self.has_newest_view and threading.current_thread() is not threading.main_thread():
+            self._settled.wait()  # the newer view may be the one that this member is about to have
         if not self.has_newest_view:
             raise LeftBehindError(
                 f"{self.group.name_of_me} was taken for dead, and the others have gone on without it: it ends here, "
@@ -336,10 +341,11 @@ class Membership:
         """
         group = self.group
         before = {member: group.name_of(rank) for rank, member in enumerate(group.members) if member not in parted}
+        # Asked here, where the group is whole: a death in `regroup` leaves it between two.
+        neighbours = {member: one for member, one in group.processes.items() if member not in parted}
         accounted: set[int] = set()
 
         def begin_again() -> None:
-            neighbours = {member: one for member, one in group.processes.items() if member not in parted}
             regroup()
             mine = [member for member in neighbours if member not in group.members]
             for member in mine:
@@ -349,13 +355,17 @@ class Membership:
             for part in self._parts:
                 part.rebuild()
 
-        while True:
-            for part in self._parts:
-                part.abandon()
-            _, error = _try(begin_again)
-            if group.agree(not tells_of_loss(error)):
-                break
-            regroup = group.shrink
+        self._settled.clear()
+        try:
+            while True:
+                for part in self._parts:
+                    part.abandon()
+                _, error = _try(begin_again)
+                if group.agree(not tells_of_loss(error)):
+                    break
+                regroup = group.shrink
+        finally:
+            self._settled.set()
         if error is not None:
             raise error
         gone = [name for member, name in before.items() if member not in group.members]

@@ -120,10 +120,12 @@ class ExactSum:
 
     def rebuild(self) -> None:
         """Sum over the members that there are now; what this worker added stays. Collective."""
+        self._use_exponents(self._of_units)  # others may have been agreed upon by members that did not all go on
         self.reducer = self._strategy.exact(self.layout.buckets, *self._memory)
 
     def reset(self) -> None:
         """Forget every unit of this step."""
+        self._of_units = self._exponents
         self._total.zero_()
         self._used.fill(0)
         self._magnitudes.fill(ZERO)
@@ -227,6 +229,7 @@ class ExactSum:
         seen = self._magnitudes_of_all > ZERO
         self._history[seen] = self._asked_for(self._magnitudes_of_all[seen])
         self._use_exponents(self._cut.with_defaults(self._history))
+        self._of_units = self._exponents
 
     def exponents(self) -> dict[str, str]:
         """Return the blocks' exponents of every term, packed, by name: with the parameters, all a checkpoint needs."""
@@ -248,6 +251,7 @@ class ExactSum:
                 raise _of_another_model(term.name)
             self._history[blocks] = found
         self._use_exponents(self._cut.with_defaults(self._history))
+        self._of_units = self._exponents
 
     def _wanted(self, magnitudes: NDArray[np.int32]) -> NDArray[np.int64]:
         """Return the exponents that the agreed magnitudes ask for: the present ones where those will do."""

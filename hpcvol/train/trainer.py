@@ -500,6 +500,8 @@ class Trainer:
         if result is None:
             return False
         best = self._progress.validated(self.run.step, result)
+        if self._copies.keeps:
+            self.run.membership.check_view()
         self._report.metrics(self.run.step, {"val": self._progress.validation})
         others = "".join(f"  {name} {value:.4f}" for name, value in result.metrics.items())
         self._report.say(f"step {self.run.step}  validation loss {result.loss:.4f}{others}{'  (best)' if best else ''}")

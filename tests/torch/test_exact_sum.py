@@ -431,3 +431,14 @@ def test_terms_of_nothing_but_zeros_ask_for_no_other_pass(group: Group) -> None:
     total = make_sum(group)
     add(total, [([torch.zeros(shape) for shape in SHAPES], 3)])
     assert total.agree()
+
+
+def test_after_a_death_units_are_added_under_the_exponents_of_those_that_stay(group: Group) -> None:
+    total = make_sum(group)
+    add(total, make_units(2, scale=1e9))
+    before = exponents_of(total)
+    assert not total.agree()
+    total.drop()
+    assert exponents_of(total) != before
+    total.rebuild()  # somebody has died before all agreed to compute the step again: its units are still there
+    assert exponents_of(total) == before
