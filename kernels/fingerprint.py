@@ -1,8 +1,9 @@
 """Linear fingerprints of vectors of integers: that of a sum is the sum of those of its terms.
 
-F(x) = Σ r_i · x_i mod 2^64, where r_i are the numbers of the generator SplitMix64 that begins at a key: Steele, Lea,
-Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014. Two vectors whose difference is odd somewhere have
-the same fingerprint for one key of 2^64; one bit more for each power of two that divides the whole difference.
+F(x) = Σ r_i · x_i mod 2^64, where r_i are the numbers, made odd, of the generator SplitMix64 that begins at a key:
+Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014. Two vectors that differ in one
+element never have the same fingerprint; others whose difference is odd somewhere have it for one key of 2^63, one bit
+more for each power of two that divides the whole difference.
 """
 
 import numpy as np
@@ -11,6 +12,7 @@ from numba import njit
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 _FIRST = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND = np.uint64(0x94D049BB133111EB)
+_ODD = np.uint64(1)
 
 
 @njit(nogil=True, cache=True)
@@ -33,5 +35,5 @@ def fingerprint(values, first, key):  # type: ignore[no-untyped-def]
         mixed = (mixed ^ (mixed >> np.uint64(30))) * _FIRST
         mixed = (mixed ^ (mixed >> np.uint64(27))) * _SECOND
         mixed = mixed ^ (mixed >> np.uint64(31))
-        total += mixed * np.uint64(values[i])
+        total += (mixed | _ODD) * np.uint64(values[i])
     return total

@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
+from hpcvol.errors import MemberError
+
 WORD = 2**64
 
 
@@ -67,16 +69,29 @@ def added_otherwise(
     Fingerprints are linear: those of a member's units add up to that of what it added, and those of what members added
     to that of the sum.
 
+    A member that says it received what it did not can have another one named; two cannot be told apart.
+
     Args:
         members: by rank.
         units: for each member the sum of the fingerprints of its units, modulo 2^64.
         received: by rank, for each rank's part the fingerprint of the slice that this rank received.
         summed: by rank, the fingerprints of each rank's slice of the sum as this rank has it.
+
+    Raises:
+        MemberError: some have another sum than the one that was made, and it cannot be found out who is wrong.
     """
     for rank, member in enumerate(members):
-        (has, _), *_ = Counter(told[rank] for told in summed).most_common()
-        if sum(received[rank]) % WORD != has:
+        made = sum(received[rank]) % WORD
+        wrong = [one for one, told in zip(members, summed, strict=True) if told[rank] != made]
+        if 2 * len(wrong) > len(members) > 2:
             return Guilty(member, "the sum that it handed on is not the sum of what it received")
+        if wrong:
+            raise MemberError(
+                f"member {member} says that it handed on another sum than member {', '.join(map(str, wrong))} has, and "
+                "no majority says who is wrong: test the memory and the network of their hosts, and start the run "
+                "without the faulty one; it goes on from its last checkpoint",
+                everywhere=True,
+            )
     for rank, member in enumerate(members):
         if sum(told[rank] for told in received) % WORD != units[member] % WORD:
             return Guilty(member, "what it added to the sum is not what it had shown of its units")

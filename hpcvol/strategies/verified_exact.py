@@ -16,6 +16,9 @@ from hpcvol.strategies.allreduce import AllReduce
 from hpcvol.strategies.memory import Memory
 from hpcvol.strategies.reducer import Blocks, Buckets
 
+# A step's units add up to no more: `hpcvol.torch.exact`.
+_LARGEST = 2**62
+
 
 class VerifiedAllReduce(AllReduce):
     """All-reduce whose exact sums tell what each member added."""
@@ -63,6 +66,13 @@ class VerifiedExact:
         """Return the fingerprints of this rank's slice of what each member added, by rank. Local."""
         first = self._bounds[self._group.rank][0]
         return [int(fingerprint(part, np.uint64(first), np.uint64(key))) for part in self._received]
+
+    def out_of_range(self) -> list[bool]:
+        """Return by rank whether it added to this rank's slice what no sum of units can be. Local.
+
+        Fingerprints hardly see differences of high powers of two.
+        """
+        return [bool(part.size and (part.min() < -_LARGEST or part.max() > _LARGEST)) for part in self._received]
 
     def summed(self, key: int) -> list[int]:
         """Return the fingerprints of each rank's slice of the sum, by rank, as this rank has it. Local."""

@@ -1,9 +1,10 @@
 """A share of a step's units computed by two members and compared, before the step takes effect.
 
-Order is what it rests on. A member first seals its units, by the SHA-256 of their integers, and a random number, by its
-SHA-256; then it adds to the sum. Only then the random numbers are revealed, and from all of them together follow the
-keys of fingerprints, which units are computed again, and by whom. So nobody who shows or adds anything knows what will
-be looked at; and fingerprints are linear, so that those of the units that were shown add up to that of the sum.
+Order is what it rests on. A member first seals its units, by the SHA-256 of their integers, and two random numbers, by
+theirs; then it adds to the sum. Only then the first numbers are revealed, and from all of them together follow the keys
+of fingerprints. These are linear: those of a member's units, which it now shows, add up to that of what it added. Only
+when all are shown the second numbers are revealed, and from these follows which units are computed again, and by whom;
+their digests and fingerprints are compared. So nobody knows what will be looked at while it computes, adds or shows.
 """
 
 import hashlib
@@ -29,18 +30,25 @@ if TYPE_CHECKING:
     from hpcvol.torch.loader import Unit
     from hpcvol.torch.step import UnitRecord
 
-# Two fingerprints of 64 bits each.
-_KEYS = 2
+# Fingerprints of 64 bits each.
+_KEYS = 4
 
 Offer: TypeAlias = Callable[[UnitSpan], "Iterator[Unit]"]
 
 
 @dataclass(frozen=True)
 class Seal:
-    """What a member binds itself to before it adds: digests of its units, and of its random number."""
+    """What a member binds itself to before it adds: digests of its units, and of its random numbers.
+
+    Attributes:
+        units: by their index.
+        key: of the number that fingerprints follow from.
+        draw: of the number that checks follow from.
+    """
 
     units: Mapping[int, str]
-    nonce: str
+    key: str
+    draw: str
 
 
 class Verification:
@@ -64,6 +72,7 @@ class Verification:
         self._checking = False
         self._mine: list[tuple[int, str]] = []
         self._checkers: dict[int, int] = {}
+        self._shown: dict[int, list[int]] = {}
         self.guilty: Guilty | None = None
 
     def reset(self) -> None:
@@ -77,16 +86,16 @@ class Verification:
             total.begin_unit()
         yield not self._checking
         if self._checking:
-            self._mine.append((unit, _evidence(_digest([total.forget_unit() for total in self._sums]), record)))
+            kept = [total.forget_unit() for total in self._sums]
+            self._mine.append((unit, _evidence(_digest(kept), self._prints(kept), record)))
         else:
             self._units[unit] = [total.take_unit() for total in self._sums]
 
     def seal(self) -> Seal:
-        """Return what binds this member to its units and to a new random number. Local."""
-        self._nonce = secrets.token_bytes(16)
-        return Seal(
-            {unit: _digest(kept) for unit, kept in self._units.items()}, hashlib.sha256(self._nonce).hexdigest()
-        )
+        """Return what binds this member to its units and to new random numbers. Local."""
+        self._key_nonce, self._draw_nonce = secrets.token_bytes(16), secrets.token_bytes(16)
+        digests = {unit: _digest(kept) for unit, kept in self._units.items()}
+        return Seal(digests, _sealed(self._key_nonce), _sealed(self._draw_nonce))
 
     def rounds(
         self,
@@ -108,7 +117,9 @@ class Verification:
         Raises:
             MemberError: somebody is wrong, and it cannot be found out who.
         """
-        guilty = settle(lambda: self._reveal(seals, records))
+        guilty = settle(lambda: self._look_at_sums(seals, records))
+        if guilty is None:
+            guilty = settle(lambda: self._draw(seals, records))
         while guilty is None and self._checkers:
             self._mine = []
             self._checking = True
@@ -124,42 +135,76 @@ class Verification:
     def _me(self) -> int:
         return self._group.members[self._group.rank]
 
-    def _reveal(self, seals: Mapping[int, Seal], records: "Mapping[int, UnitRecord]") -> Guilty | None:
-        """Look at what was added to the sums, and draw the units to check."""
-        group = self._group
-        with tracing.span("reveal"):
-            nonces = dict(zip(group.members, group.gather_objects(self._nonce), strict=True))
-        for member, nonce in nonces.items():
-            if hashlib.sha256(nonce).hexdigest() != seals[member].nonce:
-                return Guilty(member, "the random number that it revealed is not the one that it had sealed")
-        self._seed = seed_of(nonces)
-        if guilty := self._look_at_sums():
+    def _look_at_sums(self, seals: Mapping[int, Seal], records: "Mapping[int, UnitRecord]") -> Guilty | None:
+        """Reveal keys; compare what members show of their units with what they added, by fingerprints."""
+        members = self._group.members
+        nonces, guilty = self._reveal(self._key_nonce, {member: seal.key for member, seal in seals.items()})
+        if guilty:
             return guilty
+        self._key_seed = seed_of(nonces)
+        mine = {unit: self._prints(kept) for unit, kept in self._units.items()}
+        received, summed, beyond = [], [], []
+        for index, total in enumerate(self._sums):
+            reducer = total.reducer
+            assert isinstance(reducer, VerifiedExact)
+            beyond.append(reducer.out_of_range())
+            for lane in range(_KEYS):
+                key = self._key(index, lane)
+                received.append(reducer.received(key))
+                summed.append(reducer.summed(key))
+        told = self._group.gather_objects((mine, received, summed, beyond))
+        shown, received_by, summed_by, beyond_by = zip(*told, strict=True)
+        for rank, member in enumerate(members):
+            owned = {unit for unit, record in records.items() if record.member == member}
+            if set(shown[rank]) != owned or set(seals[member].units) != owned:
+                return Guilty(member, "it showed other units than it reported")
+            if any(parts[rank] for one in beyond_by for parts in one):
+                return Guilty(member, "what it added to the sum is larger than a step's units can be")
+        self._shown = {unit: prints for one in shown for unit, prints in one.items()}
+        for place in range(len(received)):
+            units = {
+                member: sum(prints[place] for prints in one.values())
+                for member, one in zip(members, shown, strict=True)
+            }
+            parts, sums = [one[place] for one in received_by], [one[place] for one in summed_by]
+            if guilty := added_otherwise(members, units, parts, sums):
+                return guilty
+        return None
+
+    def _draw(self, seals: Mapping[int, Seal], records: "Mapping[int, UnitRecord]") -> Guilty | None:
+        """Draw the units to check, now that members can no longer change what they showed."""
+        group = self._group
+        nonces, guilty = self._reveal(self._draw_nonce, {member: seal.draw for member, seal in seals.items()})
+        if guilty:
+            return guilty
+        self._seed = seed_of(nonces)
         owners = {unit: record.member for unit, record in records.items()}
         self._checkers = draw(self._seed, owners, group.members, self._share) if group.size > 1 else {}
         self._found = {
-            unit: [(owners[unit], _evidence(seals[owners[unit]].units.get(unit, ""), records[unit]))]
+            unit: [(owners[unit], _evidence(seals[owners[unit]].units[unit], self._shown[unit], records[unit]))]
             for unit in self._checkers
         }
         return None
 
-    def _look_at_sums(self) -> Guilty | None:
-        """Compare what members showed with what they added, by fingerprints."""
-        reducers = [total.reducer for total in self._sums]
-        told = []
-        for index, reducer in enumerate(reducers):
-            assert isinstance(reducer, VerifiedExact)
-            for lane in range(_KEYS):
-                key = number(self._seed, 2, index, lane)
-                units = sum(_print(kept[index], key) for kept in self._units.values())
-                told.append((units, reducer.received(key), reducer.summed(key)))
-        everybody = self._group.gather_objects(told)
-        members = self._group.members
-        for place in range(len(told)):
-            units_of, received, summed = zip(*(one[place] for one in everybody), strict=True)
-            if guilty := added_otherwise(members, dict(zip(members, units_of, strict=True)), received, summed):
-                return guilty
-        return None
+    def _reveal(self, nonce: bytes, sealed: Mapping[int, str]) -> tuple[dict[int, bytes], Guilty | None]:
+        """Return the random numbers of all members, and whose is not the one that it had sealed."""
+        with tracing.span("reveal"):
+            nonces = dict(zip(self._group.members, self._group.gather_objects(nonce), strict=True))
+        for member, revealed in nonces.items():
+            if _sealed(revealed) != sealed[member]:
+                return nonces, Guilty(member, "the random number that it revealed is not the one that it had sealed")
+        return nonces, None
+
+    def _key(self, index: int, lane: int) -> int:
+        return number(self._key_seed, 2, index, lane)
+
+    def _prints(self, kept: Sequence[NDArray[np.int64]]) -> list[int]:
+        """Return the fingerprints of a unit: of each sum's integers, one a key."""
+        return [
+            int(fingerprint(values, np.uint64(0), np.uint64(self._key(index, lane))))
+            for index, values in enumerate(kept)
+            for lane in range(_KEYS)
+        ]
 
     def _compare(self, failure: Exception | None) -> Guilty | None:
         """Gather what checks have found; have a third compute what two disagree about."""
@@ -167,6 +212,9 @@ class Verification:
         for member, found in zip(
             group.members, gather_agreed(group, self._mine, failure, "checking units of others"), strict=True
         ):
+            due = [unit for unit, who in self._checkers.items() if who == member]
+            if sorted(unit for unit, _ in found) != sorted(due):
+                return Guilty(member, "it did not report the checks that it was asked for")
             for unit, evidence in found:
                 self._found[unit].append((member, evidence))
         again: dict[int, int] = {}
@@ -192,8 +240,8 @@ class Verification:
         return None
 
 
-def _print(values: NDArray[np.int64], key: int) -> int:
-    return int(fingerprint(values, np.uint64(0), np.uint64(key)))
+def _sealed(nonce: bytes) -> str:
+    return hashlib.sha256(nonce).hexdigest()
 
 
 def _digest(kept: Sequence[NDArray[np.int64]]) -> str:
@@ -203,6 +251,9 @@ def _digest(kept: Sequence[NDArray[np.int64]]) -> str:
     return digest.hexdigest()
 
 
-def _evidence(digest: str, record: "UnitRecord") -> str:
-    """Return what has to be the same whoever computes a unit; as text, in which NaN equals NaN."""
-    return repr((digest, record.num_samples, record.weight, record.loss, sorted(record.metrics.items())))
+def _evidence(digest: str, prints: Sequence[int], record: "UnitRecord") -> str:
+    """Return what has to be the same whoever computes a unit; as text, in which NaN equals NaN.
+
+    Metrics are not in it: what they are computed from may be the member's own, as its time is.
+    """
+    return repr((digest, prints, record.num_samples, record.weight, record.loss))

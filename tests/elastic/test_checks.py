@@ -5,6 +5,7 @@ import math
 import pytest
 
 from hpcvol.elastic.checks import WORD, Guilty, added_otherwise, another, draw, odd_one_out, seed_of
+from hpcvol.errors import MemberError
 
 pytestmark = pytest.mark.without_mpi
 
@@ -67,3 +68,17 @@ def test_who_added_otherwise() -> None:
     guilty = added_otherwise((0, 2, 5), units, parts, [[slices[0], slices[1], 1]] * 3)
     assert isinstance(guilty, Guilty)
     assert (guilty.member, "handed on" in guilty.why) == (5, True)
+
+
+def test_who_has_another_sum_than_most() -> None:
+    parts = [[5, 7, 1], [1, 2, 3], [0, 4, 9]]
+    units = {0: 6, 2: 13, 5: 13}
+    slices = [sum(part) for part in parts]
+    with pytest.raises(MemberError, match="member 2 says that it handed on another sum than member 5 has") as raised:
+        added_otherwise((0, 2, 5), units, parts, [slices, slices, [slices[0], 0, slices[2]]])
+    assert raised.value.everywhere
+
+
+def test_of_two_nobody_is_guilty_of_a_wrong_sum() -> None:
+    with pytest.raises(MemberError, match="no majority"):
+        added_otherwise((0, 2), {0: 1, 2: 5}, [[1, 2], [0, 3]], [[3, 3], [4, 3]])

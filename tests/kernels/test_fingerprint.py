@@ -9,6 +9,7 @@ from hpcvol.kernels.fingerprint import fingerprint
 pytestmark = pytest.mark.without_mpi
 
 WORD = 2**64
+BITS = (1, 1 << 13, 1 << 40)
 
 
 def oracle(values: NDArray[np.int64], first: int, key: int) -> int:
@@ -17,7 +18,7 @@ def oracle(values: NDArray[np.int64], first: int, key: int) -> int:
         mixed = (key + (first + i + 1) * 0x9E3779B97F4A7C15) % WORD
         mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 % WORD
         mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB % WORD
-        total += (mixed ^ (mixed >> 31)) * value
+        total += (mixed ^ (mixed >> 31) | 1) * value
     return total % WORD
 
 
@@ -46,11 +47,20 @@ def test_any_other_vector_has_another() -> None:
     values = integers(3)
     found = {of(values)}
     for place in range(values.size):
-        for bit in (0, 13, 40):
+        for bit in BITS:
             changed = values.copy()
-            changed[place] ^= 1 << bit
+            changed[place] ^= bit
             found.add(of(changed))
     swapped = values.copy()
     swapped[[0, 1]] = values[[1, 0]]
     found |= {of(swapped), of(values, 1), of(values, key=7)}
     assert len(found) == 1 + 3 * values.size + 3
+
+
+def test_the_highest_bit_of_one_element_is_always_seen() -> None:
+    values = integers(4, 50)
+    for key in range(20):
+        for place in range(values.size):
+            changed = values.copy()
+            changed[place] ^= -(2**63)
+            assert of(changed, key=key) != of(values, key=key)

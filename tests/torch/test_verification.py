@@ -66,25 +66,80 @@ def add_another_gradient(run: Run) -> None:
     reducer.finish = lying
 
 
-LIES: dict[str, Callable[[Run], None]] = {
-    "two others come to another gradient of unit": lie_about_gradients,
-    "what it added to the sum is not what it had shown": add_another_gradient,
-}
+def adapt_what_is_shown(run: Run) -> None:
+    """Seal what was computed, add something else, and show the fingerprints of what was added."""
+    reducer: Any = run.gradients.sums[0].reducer  # type: ignore[attr-defined]
+    finish = reducer.finish
+
+    def lying(*args: Any) -> None:
+        reducer.totals[3] += 2**20
+        assert run.verification is not None
+        next(iter(run.verification._units.values()))[0][3] += 2**20
+        finish(*args)
+
+    reducer.finish = lying
+
+
+def add_what_no_fingerprint_sees(run: Run) -> None:
+    """Flip the highest bits of two elements: their weights in a fingerprint are 2^63 each, and cancel."""
+    reducer: Any = run.gradients.sums[0].reducer  # type: ignore[attr-defined]
+    finish = reducer.finish
+
+    def lying(*args: Any) -> None:
+        reducer.totals[3:5] ^= -(2**63)
+        finish(*args)
+
+    reducer.finish = lying
+
+
+def vote_twice(run: Run) -> None:
+    """Report on a unit that somebody else was asked for."""
+    verification: Any = run.verification
+    compare = verification._compare
+
+    def lying(failure: Exception | None) -> Any:
+        other = next(unit for unit, who in verification._checkers.items() if who != run.member)
+        verification._mine.append((other, "another gradient"))
+        return compare(failure)
+
+    verification._compare = lying
+
+
+def check_nothing(run: Run) -> None:
+    """Report nothing of the units that this member was asked for: of three or four units one is due in some step."""
+    verification: Any = run.verification
+    compare = verification._compare
+
+    def lying(failure: Exception | None) -> Any:
+        verification._mine.clear()
+        return compare(failure)
+
+    verification._compare = lying
+
+
+LIES: list[tuple[Callable[[Run], None], str]] = [
+    (lie_about_gradients, "two others come to another gradient of unit"),
+    (adapt_what_is_shown, "two others come to another gradient of unit"),
+    (add_another_gradient, "what it added to the sum is not what it had shown"),
+    (add_what_no_fingerprint_sees, "what it added to the sum is larger than a step's units can be"),
+    (vote_twice, "it did not report the checks that it was asked for"),
+    (check_nothing, "it did not report the checks that it was asked for"),
+]
 
 
 @pytest.mark.limit_seconds(120)
 @pytest.mark.parametrize("liar", [0, 2])
-@pytest.mark.parametrize("words", LIES)
-def test_who_lies_is_named(group: Group, words: str, liar: int) -> None:
+@pytest.mark.parametrize(("lie", "words"), LIES)
+def test_who_lies_is_named(group: Group, lie: Callable[[Run], None], words: str, liar: int) -> None:
     if group.size < 3:
         pytest.skip("a third decides")
     with closing(make_run(group, with_norm(), sentences(30), settings())) as run:
         run.membership.survives = False
         if group.rank == liar:
-            LIES[words](run)
+            lie(run)
         with pytest.raises(MemberError, match=f"member {run.group.members[liar]} .* is not to be trusted: .*{words}"):
-            train(run, STEPS)
-        assert run.step <= 1
+            train(run, 12 if lie is check_nothing else STEPS)
+        assert run.step <= 1 or lie is check_nothing
 
 
 def test_two_that_disagree_are_both_named(group: Group) -> None:
