@@ -11,17 +11,27 @@ of hpcvol.
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
-_STEP = ["--overlap", "--no-kill", "-K0", "-W0", "-N1", "-n1", "--mpi=none"]
+# The ranks of a host are all in its daemon's step: it takes the cores and the memory that the job has there.
+_STEP = ["--overlap", "--no-kill", "-K0", "-W0", "-N1", "-n1", "--mpi=none", "--cpu-bind=none", "--mem=0"]
 _OPTIONS_WITH_VALUE = ("-l", "-p", "-o", "-i")
+_LOOK_SECONDS = 0.5
 
 
 def main() -> int:
     """Start the daemon, wait for its end, and return the status for mpiexec."""
     shell, *words = sys.argv[1:]
-    status = subprocess.run(_as_step(words) if shell == "srun" else [shell, *words], check=False).returncode
-    return 0 if _ranks_run(os.getppid()) else abs(status)
+    launcher = os.getppid()
+    daemon = subprocess.Popen(_as_step(words) if shell == "srun" else [shell, *words])
+    # Looked at while the daemon runs: at its end the launcher's own ranks may have ended, or been lost, already.
+    while not _ranks_run(launcher):
+        with suppress(subprocess.TimeoutExpired):
+            status = daemon.wait(_LOOK_SECONDS)
+            return 0 if _ranks_run(launcher) else abs(status)
+    daemon.wait()
+    return 0
 
 
 def _as_step(words: list[str]) -> list[str]:
@@ -33,7 +43,10 @@ def _as_step(words: list[str]) -> list[str]:
 
 def _ranks_run(launcher: int) -> bool:
     """Return whether the launcher has started more than agents such as this: it does when all daemons are there."""
-    return any(not _is_agent(child) for child in _children(launcher))
+    # Just forked, a child still has the launcher's own command line; when it has ended it has none.
+    none_yet = "", _command_line(launcher)
+    lines = map(_command_line, _children(launcher))
+    return any(line not in none_yet and Path(__file__).name not in line for line in lines)
 
 
 def _children(process: int) -> list[int]:
@@ -46,11 +59,11 @@ def _children(process: int) -> list[int]:
     return found
 
 
-def _is_agent(process: int) -> bool:
+def _command_line(process: int) -> str:
     try:
-        return Path(__file__).name in Path(f"/proc/{process}/cmdline").read_text()
+        return Path(f"/proc/{process}/cmdline").read_text()
     except OSError:
-        return True
+        return ""
 
 
 if __name__ == "__main__":
