@@ -7,7 +7,7 @@ OPENMPI := .venv
 MPICH := .venv-mpich
 METADATA := pyproject.toml setup.py constraints.txt
 
-.PHONY: help train test test-openmpi test-mpich test-faults check docs clean
+.PHONY: help train test test-openmpi test-mpich test-faults soak check docs clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # the suites share the cores with themselves already
 
@@ -15,6 +15,7 @@ help:
 	@echo "make train   train a small GPT on real text with two MPI ranks (some minutes)"
 	@echo "make test    run the test suite at 1 to 4 ranks under Open MPI and MPICH"
 	@echo "make test-faults  the collectives again under mpiexec --with-ft ulfm"
+	@echo "make soak    a hundred kills in one run whose members are replaced (a quarter of an hour)"
 	@echo "make check   format, lint, types, layers"
 	@echo "make docs    write the pages that are generated from the code"
 	@echo "make clean   remove what was built, but for the virtual environments"
@@ -36,6 +37,9 @@ test-faults: $(OPENMPI)/.installed-test
 test-mpich: $(MPICH)/.installed-test
 	@echo "== the suite under MPICH, but for tests that MPI has no part in (deselected: they ran under Open MPI)"
 	@$(MPICH)/bin/python tests/run.py -m "not without_mpi"
+
+soak: $(OPENMPI)/.installed
+	@$(OPENMPI)/bin/python benchmarks/soak.py --kills 100
 
 check: $(OPENMPI)/.installed-test
 	@echo "== format"

@@ -289,7 +289,6 @@ class Run:
         self.gradients.rebuild()
         self.buffers.rebuild()
         self.dealing.rebuild()
-        self._slow_members = SlowMembers()  # counts anew: a newcomer has not seen the steps before
         # A member that is new has seen nothing yet, and all have to tell of the same ones.
         self._slow_members = SlowMembers()
 
