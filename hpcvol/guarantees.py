@@ -124,8 +124,8 @@ def require_units(combine: str, members: int, units: int) -> None:
         )
 
 
-def require_dealing(sum: str, dealing: str) -> None:
-    """Return if units can be dealt so under a sum.
+def require_dealing(sum: str, dealing: str, *, robust: bool) -> None:
+    """Return if units can be dealt so under a sum, and where gradients are combined robustly.
 
     Raises:
         ConfigError: they cannot; says why and what to do.
@@ -134,6 +134,11 @@ def require_dealing(sum: str, dealing: str) -> None:
         raise ConfigError(
             'elastic.dealing = "dynamic" with sum = "float": it computes all units of a member in one pass, so they '
             'have to be known when the step begins; use dealing = "static", or sum = "exact"'
+        )
+    if robust and dealing == "static":
+        raise ConfigError(
+            'elastic.dealing = "static" with strategy.combine: a slow member would get no units, and a combination '
+            'needs the gradients of all; use dealing = "equal", or strategy.combine = "mean"'
         )
 
 

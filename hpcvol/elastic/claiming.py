@@ -18,6 +18,7 @@ from hpcvol.kernels import counter
 
 _COUNTER_NBYTES = 64
 _LOOK_SECONDS = 0.0005
+_PATIENCE = 2.0  # how many times as late as expected others may be before their units are taken after all
 _ROUNDING = 1 + 1e-9  # the fastest member is always in time
 
 
@@ -53,8 +54,8 @@ class ClaimedBag(Bag):
         first: units that are this member's anyway.
         claims: what else it may take.
         most: how many of those.
-        seconds: a unit, of each member of the node, the own first: an estimate, which decides who leaves units to
-            others, never whether they are computed.
+        seconds: a unit, of this member and of each other of the node that may take all the rest: an estimate, which
+            decides who leaves units to others, never whether they are computed.
         fetch: called with each unit that was taken.
     """
 
@@ -92,12 +93,14 @@ class ClaimedBag(Bag):
     def _wait(self) -> bool:
         """Return whether there is another unit to compute, when that is known.
 
-        Units that were left to others are taken after all when those should have been done with them.
+        Units that were left to others are taken after all when nobody took one for much longer than expected.
         """
-        if not self._most or not self._claims.left:
+        if not self._most:
             return False
-        until = time.monotonic() + expected_end(self._claims.left, self._seconds)
-        while self._claims.left:
+        seen, until = 0, 0.0
+        while left := self._claims.left:
+            if left != seen:
+                seen, until = left, time.monotonic() + _PATIENCE * expected_end(left, self._seconds, held=1)
             if self._in_time(held=0) or time.monotonic() > until:
                 self._take()
                 break
@@ -138,11 +141,12 @@ class Claiming(Proportional):
             return Bag(first)
         samples = sum(span.count for span in spans) / len(spans)
         workers = self.workers(len(spans), self.seconds)
-        most = self._most(len(spans))
+        more = [most - bool(dealt) for most, dealt in zip(self._most(len(spans)), self.dealt(len(spans)), strict=True)]
         rank = self.group.rank
-        others = [workers[one].seconds * samples for one in ranks if one != rank and most[one]]
+        # Nothing is left to who may not take it.
+        others = [workers[one].seconds * samples for one in ranks if one != rank and more[one] >= len(rest)]
         claims = Claims(rest, int(self._memory.addresses[0]), self._turn)
-        return ClaimedBag(first, claims, most[rank] - len(first), [workers[rank].seconds * samples, *others], fetch)
+        return ClaimedBag(first, claims, more[rank], [workers[rank].seconds * samples, *others], fetch)
 
     def _first_and_rest(self, spans: Sequence[UnitSpan]) -> tuple[list[UnitSpan], list[UnitSpan], list[int]]:
         """Return the unit that this member begins with, what else its node has to compute, and the node's ranks.

@@ -16,9 +16,12 @@ T = TypeVar("T")
 Kind = Literal["auto", "equal", "static", "dynamic"]
 Fetch = Callable[[Sequence[UnitSpan]], None]
 
-# Other shares are dealt when they end a step so much earlier: less is noise, and units that move were fetched in vain.
+# Other shares are dealt when they would have ended so many steps in a row so much earlier, or one very much: less is
+# noise, and units that move were fetched in vain.
 _GAIN = 1.1
-# A member that gets no units is tried again when that costs at most such a part of the time since.
+_STEPS_IN_A_ROW = 3
+_GAIN_AT_ONCE = 1.5
+# Members that get no units are tried again when that costs at most such a part of the time since, all together.
 _TRIAL_SHARE = 0.01
 _LEAST_SECONDS = 1e-9
 
@@ -102,6 +105,7 @@ class Dealing:
     def committed(self, done: Done) -> None:
         """Take in what a step that took effect told. Local; the same on all members."""
         self.seconds = dict(done.seconds)
+        self.stopwatch.end_step()
         if self.group.members[self.group.rank] in done.idle:
             self.stopwatch.pause()
 
@@ -147,12 +151,14 @@ class Dealing:
         """
         known = [seconds[member] for member in self.group.members if member in seconds]
         usual = max(median_low(known), _LEAST_SECONDS) if known else 1.0
+        # Of the highest priority, so that seconds are compared with seconds.
+        highest = max(map(self.priority, range(self.group.size))) or 1.0
         workers = []
         for rank, member in enumerate(self.group.members):
             own = max(seconds.get(member, usual), _LEAST_SECONDS)
             priority = self.priority(rank)
             limit = min(count, self.limit(rank, count)) if own <= RELEASE * usual else 0
-            workers.append(Worker(own / (priority or 1.0), limit))
+            workers.append(Worker(own / (priority / highest or 1.0), limit))
         return workers
 
     def priority(self, rank: int) -> float:
@@ -175,6 +181,8 @@ class Proportional(Dealing):
         self._used: dict[int, float] = {}
         self._idle_seconds: dict[int, float] = {}
         self._trial: int | None = None
+        self._full = 0
+        self._gains = 0
         super().__init__(group, terms)
 
     def rebuild(self) -> None:
@@ -183,16 +191,18 @@ class Proportional(Dealing):
         # Of the first member that has any; one that is new to the run has none.
         self._used = next((used for used in self.group.gather_objects(self._used) if used), {})
         self._idle_seconds, self._trial = {}, None
+        self._full, self._gains = 0, 0
 
     def committed(self, done: Done) -> None:
-        """See `Dealing`."""
+        """See `Dealing`.
+
+        Only full steps count, those of as many units as any before: few units divide badly among any members.
+        """
         super().committed(done)
-        count, measured = done.num_units, self.workers(done.num_units, done.seconds)
-        now = finish(shares(count, self.workers(count, self._used)), measured)
-        best = finish(shares(count, measured), measured)
-        if now > _GAIN * best and (now - best) * done.unit_samples > MATTERS_SECONDS:
-            self._used = dict(done.seconds)
-        self._try_again(done)
+        if done.num_units >= self._full:
+            self._full = done.num_units
+            self._deal_anew(done)
+            self._try_again(done)
         self._found = {}
 
     def consequence(self, slow: Slow) -> str:
@@ -201,20 +211,27 @@ class Proportional(Dealing):
             return ", which is too slow to be of use: it gets a unit now and then, to see whether that is still so"
         return " and is dealt less"
 
+    def _deal_anew(self, done: Done) -> None:
+        """Use the newest speeds if that gains enough, and it is no single step in which something else went on."""
+        count, measured = done.num_units, self.workers(done.num_units, done.seconds)
+        now = finish(shares(count, self.workers(count, self._used)), measured)
+        best = finish(shares(count, measured), measured)
+        gains = now > _GAIN * best and (now - best) * done.unit_samples > MATTERS_SECONDS
+        self._gains = self._gains + 1 if gains else 0
+        if gains and (self._gains >= _STEPS_IN_A_ROW or now > _GAIN_AT_ONCE * best):
+            self._used, self._gains = dict(done.seconds), 0
+
     def _try_again(self, done: Done) -> None:
         """Choose whom to give a unit although the others would be done earlier without: it may be faster by now."""
         waited = {member: self._idle_seconds.get(member, 0.0) + done.longest for member in sorted(done.idle)}
         self._idle_seconds = waited
-        due = [
-            member
-            for member, seconds in waited.items()
-            if member in done.seconds and done.seconds[member] * done.unit_samples <= _TRIAL_SHARE * seconds
-        ]
+        costs = {member: done.seconds[member] * done.unit_samples for member in waited if member in done.seconds}
+        due = [member for member, cost in costs.items() if len(costs) * cost <= _TRIAL_SHARE * waited[member]]
         self._trial = due[0] if due else None
 
     def _deal(self, count: int) -> list[int]:
         found = shares(count, self.workers(count, self._used))
-        if self._trial is not None:
+        if self._trial is not None and count == self._full:
             rank = self.group.members.index(self._trial)
             if found[rank] == 0 and self.limit(rank, count) > 0 and count > 1:
                 found[found.index(max(found))] -= 1

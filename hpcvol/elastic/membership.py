@@ -279,9 +279,14 @@ class Membership:
         neighbour = group.processes.get(guilty.member)
         if neighbour is not None:
             _make_sure_of_death(name, neighbour)
+        while guilty.member in group.members:
+            try:
+                self.settle(group.barrier)
+            except MembersChanged:
+                continue  # somebody else may have died before it
+            raise MemberError(f"{what}, and it goes on although it was told to end: {end}", everywhere=True)
         self.expelled.append(f"{name}: {why}")
-        self.settle(group.barrier)
-        raise MemberError(f"{what}, and it goes on although it was told to end: {end}", everywhere=True)
+        raise MembersChanged
 
     @property
     def stays(self) -> bool:

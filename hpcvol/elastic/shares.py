@@ -11,7 +11,7 @@ class Worker:
     """What dealing knows of a member.
 
     Attributes:
-        seconds: that it takes for a unit, > 0; divided by its priority.
+        seconds: that it takes for a unit, > 0; so many times more as its priority is below the highest.
         limit: units it may get.
     """
 
@@ -23,10 +23,11 @@ def shares(count: int, workers: Sequence[Worker]) -> list[int]:
     """Return how many of `count` units each worker gets, so that the last of them is done as early as can be.
 
     Of shares that are equally good earlier workers have more. Where all limits together are less than `count`, there
-    are no limits.
+    are no limits but those of 0, and where all are 0 none at all.
     """
     if sum(worker.limit for worker in workers) < count:
-        workers = [Worker(worker.seconds, count) for worker in workers]
+        some = any(worker.limit for worker in workers)
+        workers = [Worker(worker.seconds, count if worker.limit or not some else 0) for worker in workers]
     full: set[int] = set()
     while True:
         # By then each could have done so many, if units could be cut: nobody gets fewer, since all those are done

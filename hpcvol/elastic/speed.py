@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median, median_low
 
-_WINDOW = 9
+_WINDOW = 9  # units at least; all of a step where it has more
 _LEAST = 5
 _WARM_UP = 2  # units at first that take longer
 
@@ -22,20 +22,31 @@ RELEASE = 30.0
 
 
 class Stopwatch:
-    """How fast this member computes: the median of its last units, so that a pause of the system is no slowness."""
+    """How fast this member computes: the median of its last units, so that a pause of the system is no slowness.
+
+    A step's units count all, so that its numbers do not follow whatever the last few had beside them.
+    """
 
     def __init__(self) -> None:
-        self._recent: deque[float] = deque(maxlen=_WINDOW)
+        self._recent: deque[float] = deque()
         self._number = 0
+        self._of_step = 0
         self.sample_seconds: float | None = None
 
     def count(self, seconds: float, num_samples: int) -> None:
         """Take in one unit's seconds, its data included. Local."""
         self._number += 1
+        self._of_step += 1
         if self._number > _WARM_UP:
             self._recent.append(seconds / num_samples)
+        while len(self._recent) > max(_WINDOW, self._of_step):
+            self._recent.popleft()
         if self._number >= _LEAST:
             self.sample_seconds = median(self._recent)
+
+    def end_step(self) -> None:
+        """The units until now were those of a step that took effect. Local."""
+        self._of_step = 0
 
     def pause(self) -> None:
         """No unit was computed in a step: what was measured before stands until the next one, which counts alone."""

@@ -74,9 +74,10 @@ class Settings:
     dealing: Terms = _EQUAL
 
     def __post_init__(self) -> None:
-        require("run", self.sum, robust=parse(self.combine) is not None)
+        robust = parse(self.combine) is not None
+        require("run", self.sum, robust=robust)
         require_verifiable(self.sum, self.verify_share)
-        require_dealing(self.sum, self.dealing.kind)
+        require_dealing(self.sum, self.dealing.kind, robust=robust)
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed = {self.seed}: expected a number from 0 to 2^63 - 1")
 

@@ -26,7 +26,7 @@ from hpcvol.collectives import Algorithm
 from hpcvol.comm.launch import DETECT_SECONDS
 from hpcvol.elastic.units import default_unit_size
 from hpcvol.errors import ConfigError
-from hpcvol.guarantees import require, require_verifiable
+from hpcvol.guarantees import require, require_dealing, require_verifiable
 from hpcvol.strategies.combinations import parse as parse_combination
 from hpcvol.strategies.reducer import BUCKET_NBYTES
 from hpcvol.train import config_errors, toml
@@ -322,7 +322,8 @@ class ElasticConfig(_Section):
         description="Which member computes which units. `static`: in proportion to speed, which members measure as "
         "they work; `dynamic`: those of a node take one unit after the other, and who would be late with another one "
         "leaves it; `equal`: as many each. `auto` is `static` under the exact sum, whose weights do not depend on it, "
-        "and `equal` under the float sum, where rounding and memory do. `dynamic` needs the exact sum.",
+        "and `equal` under the float sum, where rounding and memory do. `dynamic` needs the exact sum, "
+        "`static` the mean: `strategy.combine` needs units of all members.",
     )
     priorities: dict[str, NonNegativeFloat] = Field(
         default={},
@@ -332,7 +333,7 @@ class ElasticConfig(_Section):
     limits: dict[str, NonNegativeInt] = Field(
         default={},
         description="Likewise: units a step that a member gets at most, as long as all members together can compute "
-        "a step within their limits.",
+        "a step within their limits; otherwise only limits of 0 hold.",
     )
     refill: bool = Field(
         default=False,
@@ -359,6 +360,7 @@ class Config(_Section):
             robust = parse_combination(self.strategy.combine) is not None
             require("run", self.train.sum, robust=robust)
             require_verifiable(self.train.sum, self.elastic.verify_share)
+            require_dealing(self.train.sum, self.elastic.dealing, robust=robust)
         except ConfigError as error:
             raise ValueError(str(error)) from None
         return self

@@ -36,6 +36,11 @@ def test_no_other_shares_would_be_done_earlier(count: int, workers: list[Worker]
     assert finish(shares(count, workers), workers) == best
 
 
+def test_limits_that_are_too_low_are_none_but_those_of_nothing() -> None:
+    assert shares(9, [Worker(1.0, 1), Worker(1.0, 0), Worker(2.0, 1)]) == [6, 0, 3]
+    assert shares(9, [Worker(1.0, 0), Worker(2.0, 0)]) == [6, 3]
+
+
 def test_a_member_ten_times_slower_gets_a_tenth() -> None:
     workers = [Worker(1.0, 64)] * 3 + [Worker(10.0, 64)]
     assert shares(64, workers) == [21, 21, 20, 2]

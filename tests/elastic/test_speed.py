@@ -15,6 +15,18 @@ def test_a_speed_is_the_median_of_the_last_units() -> None:
     assert watch.sample_seconds == 2.0
 
 
+def test_a_steps_units_count_all() -> None:
+    watch = Stopwatch()
+    for _ in range(3):
+        for number in range(30):
+            watch.count(1.0 if number < 20 else 5.0, 1)
+        assert watch.sample_seconds == 1.0
+        watch.end_step()
+    for _ in range(5):
+        watch.count(3.0, 1)
+    assert watch.sample_seconds == 3.0, "of nine units: a longer step's before are forgotten"
+
+
 def test_after_a_pause_one_unit_tells() -> None:
     watch = Stopwatch()
     for _ in range(20):

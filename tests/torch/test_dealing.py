@@ -133,6 +133,8 @@ def test_a_slow_member_is_reported_once(
 def test_what_cannot_be_is_refused(group: Group) -> None:
     with pytest.raises(ConfigError, match=r'dealing = "dynamic" with sum = "float"'):
         Settings(8, 2, sum="float", dealing=Terms("dynamic"))
+    with pytest.raises(ConfigError, match=r'dealing = "static" with strategy.combine'):
+        Settings(8, 2, sum="float", combine="median", dealing=Terms("static"))
     with pytest.raises(ConfigError, match=r'dealing = "fair": expected "auto"'):
         Terms("fair")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="'node07' -1"):
