@@ -23,18 +23,29 @@ from hpcvol.errors import CommError
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+# Until it knows hpcvol it dies of a signal where anything goes wrong, as in `_end`, also where its starter has died and
+# MPI waits for that. Requests to stop wait until somebody listens: MPI would not survive them here.
 _PROGRAM = """
-import os, sys
-board = os.open(f"/proc/{sys.argv[1]}/fd/{sys.argv[3]}", os.O_RDWR)
-started = open("/proc/self/stat").read().rpartition(")")[2].split()[19]
-os.pwrite(board, os.getpid().to_bytes(8, "little") + int(started).to_bytes(8, "little"), 0)
-os.environ.setdefault("OMPI_MCA_coll_han_priority", "0")
-os.environ.setdefault("OMPI_MCA_async_mpi_finalize", "1")
-import mpi4py
-mpi4py.rc.initialize = False
-from mpi4py import MPI
-MPI.Init_thread(MPI.THREAD_MULTIPLE)
-from hpcvol.comm import newcomer
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGTERM, signal.SIGINT})
+signal.alarm(60)
+try:
+    board = os.open(f"/proc/{sys.argv[1]}/fd/{sys.argv[3]}", os.O_RDWR)
+    started = open("/proc/self/stat").read().rpartition(")")[2].split()[19]
+    os.pwrite(board, os.getpid().to_bytes(8, "little") + int(started).to_bytes(8, "little"), 0)
+    os.environ.setdefault("OMPI_MCA_coll_han_priority", "0")
+    os.environ.setdefault("OMPI_MCA_async_mpi_finalize", "1")
+    import mpi4py
+    mpi4py.rc.initialize = False
+    from mpi4py import MPI
+    MPI.Init_thread(MPI.THREAD_MULTIPLE)
+    from hpcvol.comm import newcomer
+    signal.alarm(0)
+except BaseException:
+    import traceback
+    traceback.print_exc()
+    sys.stderr.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
 newcomer.arrive(board)
 """
 

@@ -199,10 +199,13 @@ class Membership:
             self.group.take_over(communicator)
             self._welcome(newcomer, catch_up)
 
+        self._settled.clear()
         try:
             self.settle(welcome)
         except MembersChanged:
             return False
+        finally:
+            self._settled.set()
         name = self.group.name_of(self.group.members.index(newcomer))
         self.joined.append(name)
         if self.group.rank == 0:

@@ -39,6 +39,9 @@ class Refill:
         self._newcomer: Newcomer | None = None
         self._failures = 0
         self._over = False
+        # Who has said that it is about to spawn: MPI does not survive a newcomer that dies as it starts, and takes the
+        # starter along. All know of it, so that not one after the other tries.
+        self._about_to_spawn: int | None = None
 
     @staticmethod
     def is_possible(membership: Membership) -> bool:
@@ -58,6 +61,7 @@ class Refill:
             return
         news = membership.attempt(lambda: group.gather_objects(self._look()))[0]
         self._over = news is False
+        self._about_to_spawn = group.members[0] if news is True else None
         if not isinstance(news, tuple):
             return
         member, process = news
@@ -67,12 +71,11 @@ class Refill:
             newcomer.call()
             between = newcomer.intercommunicator
         joined = membership.admit(member, lambda: widen(group, between, processes), self._refuse, self._catch_up)
-        if newcomer is None:
-            return
         if joined:
             self._forget()
             self._failures = 0
-        elif self._newcomer is not None:
+            self.between_steps()  # with which the newcomer begins, like all
+        elif self._newcomer is not None and newcomer is not None:
             self._give_up("did not get in")
 
     def close(self) -> None:
@@ -81,13 +84,23 @@ class Refill:
         self._forget()
 
     def _look(self) -> tuple[int, Process] | bool | None:
-        """Return the id and the process of a newcomer that is ready, False where there will be none, else None."""
-        if self._membership.group.rank != 0:
+        """Return what the first member has to say.
+
+        The id and the process of a newcomer that is ready; True: it will spawn one now; False: there will be none any
+        more; else None.
+        """
+        group = self._membership.group
+        if self._about_to_spawn not in (None, group.members[0]):
+            self._failures += 1
+            self._about_to_spawn = None
+        if group.rank != 0:
             return None
         if self._newcomer is None:
             if self._failures >= _MOST_FAILURES:
                 _say(f"{_MOST_FAILURES} newcomers in a row failed: members that died are not replaced any more")
                 return False
+            if self._about_to_spawn is None:
+                return True
             self._spawn()
             return None
         newcomer, process = self._newcomer, self._newcomer.process

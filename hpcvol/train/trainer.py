@@ -17,7 +17,7 @@ import torch
 from hpcvol import environment, tracing
 from hpcvol.comm import Group, set_patience, together
 from hpcvol.comm import start as start_mpi
-from hpcvol.comm.newcomer import Invitation, invitation
+from hpcvol.comm.newcomer import Invitation, give_up, invitation
 from hpcvol.comm.widening import enter
 from hpcvol.elastic.dealing import Terms
 from hpcvol.elastic.ledger import LEDGER_NAME, Head, Ledger
@@ -35,7 +35,7 @@ from hpcvol.torch.step import Step
 from hpcvol.train.cadence import Cadence
 from hpcvol.train.checkpoint import Checkpoints
 from hpcvol.train.completion import SUMMARY_NAME
-from hpcvol.train.config import Config
+from hpcvol.train.config import Config, to_toml
 from hpcvol.train.cost_table import keep_costs, recall_costs
 from hpcvol.train.files import finite, write_whole, writing
 from hpcvol.train.ledger_lines import circumstances, commit
@@ -241,8 +241,12 @@ class Trainer:
         self._trace = None
         membership.claim_with(Views(self._run_dir), 0)
         membership.add(self)
-        communicator = enter(invited.ready(self._digest()))
-        membership.join(invited.member, communicator, self._catch_up)
+        try:
+            communicator = enter(invited.ready(self._digest()))
+            membership.join(invited.member, communicator, self._catch_up)
+        except Exception as error:
+            logger.error("member %d did not get in: %s", invited.member, error)
+            give_up()
         invited.accepted()
         self._invited = None
         self._resumed_samples = self._progress.samples
@@ -259,7 +263,7 @@ class Trainer:
     def _digest(self) -> bytes:
         """Return a digest of what members must have in common to compute the same bits. Local."""
         numerics = {key: value for key, value in numerics_class().items() if key != "threads"}
-        common = [self._code, self.run.facts, numerics, self._data.id]
+        common = [self._code, self.run.facts, numerics, self._data.id, to_toml(self._config)]
         return hashlib.sha256(json.dumps(common, sort_keys=True).encode()).digest()
 
     def _catch_up(self) -> None:
