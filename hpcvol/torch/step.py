@@ -12,9 +12,10 @@ import torch
 from hpcvol import tracing
 from hpcvol.comm import agree, gather_agreed
 from hpcvol.elastic.bag import Bag
+from hpcvol.elastic.ledger import ranges
 from hpcvol.elastic.membership import MembersChanged
 from hpcvol.elastic.units import UnitSpan, covered
-from hpcvol.errors import HpcvolError, ModelError
+from hpcvol.errors import HpcvolError, MemberError, ModelError
 from hpcvol.torch.exact import NonFiniteSumError
 from hpcvol.torch.gradients import ExactGradients
 from hpcvol.torch.loader import Unit
@@ -284,8 +285,19 @@ class Step:
             spans = [covered(self._units, index, num_samples) for index, num_samples, *_ in units]
             indices = sorted(span.index for part in spans for span in part)
             self.shares.append(Share(member, samples, seconds, indices, told[_SPEED]))
+        self._check_shares()
         self._check_losses(records)
         return records
+
+    def _check_shares(self) -> None:
+        """Refuse a sum in which a unit is missing, or is there twice."""
+        if sorted(unit for share in self.shares for unit in share.units) != [span.index for span in self._units]:
+            told = "; ".join(f"member {share.member}: {ranges(share.units) or 'none'}" for share in self.shares)
+            raise MemberError(
+                f"step {self.index}: expected each of its {len(self._units)} units once, and members reported {told}: "
+                "let all members run the same program; the run goes on from its last checkpoint",
+                everywhere=True,
+            )
 
     def _check_losses(self, records: Mapping[int, UnitRecord]) -> None:
         for index, record in sorted(records.items()):

@@ -12,6 +12,7 @@ from hpcvol.comm import Group
 from hpcvol.errors import ConfigError, MemberError
 from hpcvol.strategies.allreduce import AllReduce
 from hpcvol.strategies.verified_exact import VerifiedExact
+from hpcvol.torch.outputs import read_output
 from hpcvol.torch.run import Run, Settings
 
 STEPS = 3
@@ -178,3 +179,17 @@ def test_the_float_sum_cannot_be_verified() -> None:
         Settings(8, 2, sum="float", verify_share=0.1)
     with pytest.raises(ConfigError, match="expected a share of units from 0 to 1"):
         Settings(8, 2, verify_share=1.5)
+
+
+def test_a_unit_that_nobody_reports_ends_the_run(group: Group) -> None:
+    with closing(make_run(group, built(NoisyClassifier), sentences(30), settings(0))) as run:
+
+        def leave_one_out() -> None:
+            for step in run.steps(1):
+                for unit in step:
+                    output = read_output(run.model(**unit))
+                    step.backward(output.loss, output.weight)
+                    step._records.pop(0, None)
+
+        with pytest.raises(MemberError, match=r"step 0: expected each of its \d+ units once"):
+            leave_one_out()
