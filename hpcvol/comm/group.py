@@ -13,6 +13,7 @@ from hpcvol.comm import failures
 from hpcvol.comm.calls import Call, Calls
 from hpcvol.comm.carriers import Carriers, find_carriers
 from hpcvol.comm.faults import explain, letting_nobody_wait, revoke, tells_of_loss
+from hpcvol.comm.machine import machine
 from hpcvol.comm.processes import Process
 from hpcvol.comm.surviving import survives_failures
 from hpcvol.comm.waiting import Spinning, Waiting
@@ -64,7 +65,6 @@ class Group:
         self._communicator: MPI.Comm | None = None
         self._whole = whole
         self._waiting: Waiting | None = None
-        self._on_one_host = False
         self._member = member  # not by rank: between a new rank and the new list of members there may be a death
         self._begin(communicator)
 
@@ -72,17 +72,17 @@ class Group:
         self._communicator = communicator
         self._carriers: Carriers | None = None
         with letting_nobody_wait(communicator):
-            facts = communicator.allgather((self._member, socket.gethostname(), secrets.token_hex(4)))
+            facts = communicator.allgather((self._member, socket.gethostname(), machine(), secrets.token_hex(4)))
             self.rank: int = communicator.Get_rank()
             self.size: int = communicator.Get_size()
-            self.members: tuple[int, ...] = tuple(member for member, _, _ in facts)
-            self.hosts: tuple[str, ...] = tuple(host for _, host, _ in facts)
+            self.members: tuple[int, ...] = tuple(member for member, _, _, _ in facts)
+            self.hosts: tuple[str, ...] = tuple(host for _, host, _, _ in facts)
             self._inline_nbytes = _INLINE_NBYTES if self.size <= _MOST_RANKS_INLINE else 0
             self._mine = np.zeros((_HEAD_NBYTES + self._inline_nbytes) // 8, np.int64)
             self._all = np.zeros((self.size, self._mine.size), np.int64)
-            self.node: Group = self._split_by_node()
+            self.node: Group = self._split_by_node([where for _, _, where, _ in facts])
             self.kept: dict[str, Any] = {}
-            self.calls = Calls(self, facts[0][2])
+            self.calls = Calls(self, facts[0][3])
 
     @property
     def communicator(self) -> "MPI.Comm":
@@ -335,8 +335,6 @@ class Group:
         Raises:
             LostMemberError: a member died meanwhile; `agree` tells all, and `shrink` can be called.
         """
-        # Open MPI does not know of newcomers where they are, and splits by node as it thinks on each rank.
-        self._on_one_host |= member is not None or communicator.Get_size() > self.size
         if member is not None:
             self._member = member
         for group in self._family():
@@ -365,16 +363,15 @@ class Group:
         self.calls.close()
         del self.calls  # its shared memory: a group that is its own node waits for the garbage collector
 
-    def _split_by_node(self) -> "Group":
-        from mpi4py import MPI
+    def _split_by_node(self, machines: list[str]) -> "Group":
+        """Return the ranks that are on this one's machine.
 
-        if self._on_one_host:
+        Not as MPI splits: Open MPI's ranks disagree about newcomers, and where two of its daemons are on one host.
+        """
+        mine = machines[self.rank]
+        if machines.count(mine) == self.size:
             return self
-        node = self.communicator.Split_type(MPI.COMM_TYPE_SHARED)
-        if node.Get_size() == self.size:
-            node.Free()
-            return self
-        return Group(node, self._member, self)
+        return Group(self.communicator.Split(machines.index(mine)), self._member, self)
 
     def _wait(self, request: "MPI.Request", *memory: Any) -> None:
         """Wait until `request` is done, which uses `memory`."""

@@ -1,16 +1,15 @@
 """The processes of the other members: how to reach them, and what can be seen of them from here."""
 
-import os
 import secrets
 import socket
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hpcvol.comm.interfaces import Interface, interfaces
+from hpcvol.comm.machine import machine
 from hpcvol.comm.processes import Process
 from hpcvol.comm.status_service import Message, ask
 
@@ -51,7 +50,7 @@ class Peer:
     def current(member: int, port: int, stacks_fd: int) -> "Peer":
         """Return this process. Local."""
         networks = {one.network: one.address for one in reversed(_real(interfaces()))}
-        return Peer(member, socket.gethostname(), Process.current(), _machine(), networks, port, stacks_fd)
+        return Peer(member, socket.gethostname(), Process.current(), machine(), networks, port, stacks_fd)
 
 
 class Peers:
@@ -167,8 +166,3 @@ def in_threads(function: Callable[[int], None], arguments: Iterable[int]) -> Non
 def _real(found: list[Interface]) -> list[Interface]:
     """Leave bridges out: all hosts have the same address there, and asking it would mean asking oneself."""
     return [one for one in found if not one.is_bridge]
-
-
-def _machine() -> str:
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return " ".join([boot, *(os.readlink(f"/proc/self/ns/{kind}") for kind in ("pid", "net"))])

@@ -41,13 +41,14 @@ def start() -> Group:
         if by is None:
             # Looking for fast networks takes Open MPI 5 a second, and a run of one rank talks to nobody.
             environment.set_default("OMPI_MCA_btl", "^ofi")
+        if survives_failures():
+            # Its collectives hang over communicators that a newcomer is in, and where two daemons are on one host.
+            environment.set_default("OMPI_MCA_coll_han_priority", "0")
         if detects_silence():
             ending.end_without_mpi()
         elif survives_failures():
             # Else the end of the program waits for those that have died, now and then for ever.
             environment.set_default("OMPI_MCA_async_mpi_finalize", "1")
-            # Its collectives hang over communicators that a newcomer is in.
-            environment.set_default("OMPI_MCA_coll_han_priority", "0")
         _initialise()
         _refuse_singletons(by, library, MPI.COMM_WORLD.Get_size())
         invited = invitation()
