@@ -135,6 +135,7 @@ def test_the_run_directory_is_kept_on_while_anybody_sees_it(group: Group, projec
     mine = own(projects, host)
     with as_hosts(group, [0, 0, 1]) as hosts:
         copies = RunCopies(hosts, mine.folder / "run", load_config(mine.job, COPIES), fresh=False)
+        copies.open()
         try:
             assert copies.keepers == [0, 2]
             copies.begin()
