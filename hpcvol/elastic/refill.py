@@ -38,6 +38,7 @@ class Refill:
         self._catch_up = catch_up
         self._newcomer: Newcomer | None = None
         self._failures = 0
+        self._tried = 0  # the highest id that a newcomer of this starter was to have
         self._over = False
         # Who has said that it is about to spawn: MPI does not survive a newcomer that dies as it starts, and takes the
         # starter along. All know of it, so that not one after the other tries.
@@ -95,28 +96,32 @@ class Refill:
             self._about_to_spawn = None
         if group.rank != 0:
             return None
-        if self._newcomer is None:
-            if self._failures >= _MOST_FAILURES:
-                _say(f"{_MOST_FAILURES} newcomers in a row failed: members that died are not replaced any more")
-                return False
-            if self._about_to_spawn is None:
-                return True
-            self._spawn()
-            return None
-        newcomer, process = self._newcomer, self._newcomer.process
-        if process is None or not newcomer.alive:
-            self._give_up("died while it prepared")
-        elif newcomer.seconds > _PREPARE_SECONDS:
-            self._give_up(f"was not ready after {_PREPARE_SECONDS:.0f} s")
-        elif newcomer.ready and newcomer.digest != self._digest:
-            self._give_up("found other code, other data or another processor than the members")
-            self._failures = _MOST_FAILURES
-        elif newcomer.ready:
-            return newcomer.member, process
+        newcomer = self._newcomer
+        if newcomer is not None:
+            process = newcomer.process
+            if process is None or not newcomer.alive:
+                self._give_up("died while it prepared")
+            elif newcomer.seconds > _PREPARE_SECONDS:
+                self._give_up(f"was not ready after {_PREPARE_SECONDS:.0f} s")
+            elif newcomer.ready and newcomer.digest != self._digest:
+                self._give_up(
+                    "found other code, another configuration, other data or another processor than the members"
+                )
+                self._failures = _MOST_FAILURES
+            elif newcomer.ready:
+                return newcomer.member, process
+            if self._newcomer is not None:
+                return None
+        if self._failures >= _MOST_FAILURES:
+            _say(f"{_MOST_FAILURES} newcomers in a row failed: members that died are not replaced any more")
+            return False
+        if self._about_to_spawn is None:
+            return True
+        self._spawn()
         return None
 
     def _spawn(self) -> None:
-        member = self._membership.highest + 1 + self._failures
+        member = self._tried = max(self._membership.highest, self._tried) + 1
         try:
             with tracing.span("spawn", member=member):
                 self._newcomer = Newcomer(member, self._program)
