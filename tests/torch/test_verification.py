@@ -43,13 +43,13 @@ def test_honest_members_are_never_expelled(group: Group, share: float) -> None:
 
 
 def lie_about_gradients(run: Run) -> None:
-    """Compute units wrongly, by one bit of one element, once the probe is over."""
+    """Compute units wrongly, by one bit of the largest element, once the probe is over."""
 
     def flip(gradient: torch.Tensor) -> torch.Tensor:
         if run.step == 0:
             return gradient
         other = gradient.clone()
-        other.view(-1).view(torch.int32)[0] ^= 1 << 12
+        other.view(-1).view(torch.int32)[int(other.abs().argmax())] ^= 1 << 12  # some gradients are zero
         return other
 
     next(run.model.parameters()).register_hook(flip)  # type: ignore[no-untyped-call]

@@ -375,7 +375,8 @@ def test_going_on_at_another_rank_count_reads_only_what_its_steps_need(
 
     rows = len(Dataset.open(project.config().data.path).split("train"))
     monkeypatch.setattr(Split, "take", spy)
-    assert project.train("run", "train.steps=6", group=group)
+    # Units that move to another member, as speeds are measured, are read twice.
+    assert project.train("run", "train.steps=6", "elastic.dealing=equal", group=group)
     needed = order(rows, seed=0, epoch=0, position=3 * 64, count=4 * 64)  # step 6 is read ahead
     everybody = group.gather_objects(read)
     assert {index for one in everybody for index in one} <= set(map(int, needed))
