@@ -1,7 +1,6 @@
 """How a run ends when something went wrong: one clear message, nobody left hanging, an exit status that says so."""
 
 import atexit
-import ctypes
 import fcntl
 import os
 import signal
@@ -100,16 +99,6 @@ def _end_alone(error: LeftBehindError) -> NoReturn:
     # Open MPI's launcher ends all members where one of them exits with a status, and none where one dies of a signal.
     os.kill(os.getpid(), signal.SIGKILL)
     raise SystemExit(EXIT_FAILED)
-
-
-def end_without_mpi() -> None:
-    """Have nothing of the MPI library's run when this process ends, which has not finalised it. Local.
-
-    All else that is done at the end of a program is done before.
-    """
-    library = ctypes.CDLL(None)
-    # `_exit` itself is what is called last, with the status: at that point no function of Python's could be.
-    library.on_exit(ctypes.cast(library._exit, ctypes.c_void_p), None)
 
 
 def leave_mpi_open() -> None:

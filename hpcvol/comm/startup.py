@@ -4,11 +4,11 @@ import atexit
 import warnings
 
 from hpcvol import environment
-from hpcvol.comm import ending, watch
+from hpcvol.comm import ending, heartbeat, watch
 from hpcvol.comm.group import Group
 from hpcvol.comm.launcher import Launcher, launcher, library_name, vendor_of
 from hpcvol.comm.newcomer import invitation
-from hpcvol.comm.surviving import detects_silence, survives_failures
+from hpcvol.comm.surviving import survives_failures
 from hpcvol.errors import CommError
 
 NO_MPI = (
@@ -44,16 +44,15 @@ def start() -> Group:
         if survives_failures():
             # Its collectives hang over communicators that a newcomer is in, and where two daemons are on one host.
             environment.set_default("OMPI_MCA_coll_han_priority", "0")
-        if detects_silence():
-            ending.end_without_mpi()
-        elif survives_failures():
             # Else the end of the program waits for those that have died, now and then for ever.
             environment.set_default("OMPI_MCA_async_mpi_finalize", "1")
         _initialise()
+        heartbeat.start()
         _refuse_singletons(by, library, MPI.COMM_WORLD.Get_size())
         invited = invitation()
         member = MPI.COMM_WORLD.Get_rank() if invited is None else invited.member
         _world = Group(MPI.COMM_WORLD.Dup(), member)
+        atexit.register(heartbeat.stop)
         atexit.register(watch.stop)  # runs after what ending registers: the last call is watched over too
         ending.end_together(_world)
         watch.start(_world)
@@ -72,8 +71,6 @@ def _load() -> None:
     import mpi4py
 
     mpi4py.rc.initialize = False
-    # It hangs where a thread of MPI's own watches members: the process ends without.
-    mpi4py.rc.finalize = not detects_silence()
     try:
         with warnings.catch_warnings():
             # mpi4py warns of foreign launchers; we refuse them in our own words.

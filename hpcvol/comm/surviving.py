@@ -4,7 +4,9 @@ from hpcvol import environment
 
 # Open MPI tells its ranks by these variables that mpiexec was given `--with-ft ulfm`, and the detector's flags.
 _TOLERANT = "OMPI_MCA_mpi_ft_enable"
-_DETECTS = "OMPI_MCA_mpi_ft_detector_thread"
+_DETECTS = "OMPI_MCA_mpi_ft_detector"
+_PERIOD = "OMPI_MCA_mpi_ft_detector_period"
+_DEFAULT_PERIOD_SECONDS = 3.0
 # Heartbeats in the time after which their absence means death.
 _BEATS = 5
 
@@ -14,9 +16,11 @@ def survives_failures() -> bool:
     return _is_on(_TOLERANT)
 
 
-def detects_silence() -> bool:
-    """Return whether the members watch each other's heartbeats, in a thread of the MPI library's. Local."""
-    return survives_failures() and _is_on(_DETECTS)
+def detector_period_seconds() -> float | None:
+    """Return how often the members send each other heartbeats; None where they do not. Local."""
+    if not survives_failures() or not _is_on(_DETECTS):
+        return None
+    return float(environment.variable(_PERIOD) or _DEFAULT_PERIOD_SECONDS)
 
 
 def flags_to_survive(detect_seconds: float | None) -> list[str]:
@@ -31,11 +35,13 @@ def flags_to_survive(detect_seconds: float | None) -> list[str]:
         return flags
     parameters = {
         "mpi_ft_detector": "1",
-        "mpi_ft_detector_thread": "1",  # else a member that computes sends no heartbeats
         "mpi_ft_detector_period": f"{detect_seconds / _BEATS:g}",
         "mpi_ft_detector_timeout": f"{detect_seconds:g}",
         "mpi_ft_propagator_with_rbcast": "1",  # else those that are left may not agree on who is
     }
+    # Each rank watches the one before it. Of those of a lost host that follow each other one after the other would be
+    # noticed (two a host: 3.0 s after the cut, not 1.0, where silence means death after 1 s).
+    flags += ["--rank-by", "node"]
     return [*flags, *(word for name, value in parameters.items() for word in ("--mca", name, value))]
 
 

@@ -154,3 +154,15 @@ def test_the_library_s_mpiexec_is_found_here() -> None:
     mpiexec = launch_command(1, ["true"]).argv[0]
     answer = subprocess.run([mpiexec, "--version"], capture_output=True, text=True, check=True)
     assert vendor_of(answer.stdout) == vendor_of(launch.loaded_library())
+
+
+def test_hosts_of_a_list_are_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "loaded_library", lambda: "Open MPI v5.0.11")
+    monkeypatch.setattr(launch, "_find_mpiexec", lambda _: Path("mpiexec"))
+    monkeypatch.setenv("PRTE_MCA_prte_default_hostfile", "hosts")
+    argv = launch_command(4, ["program"], elastic=True, detect_seconds=5).argv
+    parameters = {name: value for flag, name, value in zip(argv, argv[1:], argv[2:], strict=False) if flag == "--mca"}
+    assert parameters["mpi_ft_detector_timeout"] == "5"
+    assert float(parameters["mpi_ft_detector_period"]) <= 5 / 3, "Open MPI asks for three heartbeats in that time"
+    assert argv[argv.index("--rank-by") + 1] == "node"
+    assert not any("thread" in name for name in parameters)
