@@ -71,6 +71,7 @@ def _load() -> None:
     import mpi4py
 
     mpi4py.rc.initialize = False
+    mpi4py.rc.finalize = True  # which it does by itself only where it started MPI
     try:
         with warnings.catch_warnings():
             # mpi4py warns of foreign launchers; we refuse them in our own words.
