@@ -142,6 +142,19 @@ def require_dealing(sum: str, dealing: str, *, robust: bool) -> None:
         )
 
 
+def require_replaceable(*, trace: bool, share: float, robust: bool) -> None:
+    """Return if members that die can be replaced in a run.
+
+    Raises:
+        ConfigError: they cannot; says what is in the way.
+    """
+    others = {"train.trace": trace, "elastic.verify_share": share, "strategy.combine": robust}
+    if found := [key for key, on in others.items() if on]:
+        raise ConfigError(
+            f"elastic.spares and elastic.refill do not go together with {' and '.join(found)} yet: leave one out"
+        )
+
+
 _NAMES = {"run": "hpcvol.start", "optimizer": "DistributedOptimizer"}
 
 

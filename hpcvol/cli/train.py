@@ -14,6 +14,7 @@ from hpcvol.cli.supervision import Ending, supervise
 from hpcvol.comm import start
 from hpcvol.comm.launch import default_num_ranks, launch_command
 from hpcvol.comm.launcher import under_launcher
+from hpcvol.comm.reserve import require_members
 from hpcvol.errors import ConfigError
 from hpcvol.train.completion import Completion
 from hpcvol.train.config import Config, ElasticConfig, load_config
@@ -81,6 +82,7 @@ def _take_place(path: Path, overrides: list[str], run_dir: Path | None, fresh: b
 
 def _launch(num_ranks: int, arguments: list[str], completion: Completion, elastic: ElasticConfig) -> None:
     """Start ranks, wait for them, and exit as the run ended."""
+    require_members(num_ranks, elastic.spares)
     program = [sys.executable, "-m", "hpcvol.cli", "train", *arguments]
     launch = launch_command(num_ranks, program, elastic=elastic.enabled, detect_seconds=elastic.detect_seconds)
     print(f"{launch.note}\n$ {shlex.join(launch.argv)}", flush=True)

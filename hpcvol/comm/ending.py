@@ -216,6 +216,8 @@ def _leave_with_all_that_live(world: Group) -> None:
             with suppress(LostMemberError):
                 world.shrink()
         else:
+            if world.reserve is not None:
+                world.reserve.dismiss()
             return
 
 

@@ -22,6 +22,7 @@ from hpcvol.errors import CommError, HpcvolError
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from hpcvol.comm.reserve import Reserve
 
 # MPI before version 4 counts in an int.
 _PIECE_NBYTES = 2**30
@@ -65,6 +66,7 @@ class Group:
         self._communicator: MPI.Comm | None = None
         self._whole = whole
         self._waiting: Waiting | None = None
+        self.reserve: Reserve | None = None
         self._member = member  # not by rank: between a new rank and the new list of members there may be a death
         self._begin(communicator)
 
@@ -312,7 +314,7 @@ class Group:
         """
         revoke(self)
         try:
-            self.take_over(self.communicator.Shrink())
+            self.take_over(self.communicator.Shrink() if self.reserve is None else self.reserve.regroup())
         except Exception as error:
             if not tells_of_loss(error):
                 raise

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 from hpcvol import tracing
 from hpcvol.comm.ending import leave_mpi_open
 from hpcvol.comm.processes import Process
+from hpcvol.comm.widening import enter
 from hpcvol.errors import CommError
 
 if TYPE_CHECKING:
@@ -179,14 +180,14 @@ class Invitation:
         self._joined = threading.Event()
         threading.Thread(target=self._follow_starter, name="hpcvol-invitation", daemon=True).start()
 
-    def ready(self, digest: bytes) -> "MPI.Intercomm":
+    def ready(self, digest: bytes) -> "MPI.Comm":
         """Say that all is prepared, wait until the members have come to a point where they take a newcomer in.
 
         Args:
             digest: of all that members must have in common; the starter compares.
 
         Returns:
-            The intercommunicator with the starter.
+            The communicator of the members and this process.
         """
         from mpi4py import MPI
 
@@ -195,7 +196,7 @@ class Invitation:
         with tracing.span("ready"):
             while not int.from_bytes(os.pread(self._board, 8, _CALLED), "little"):
                 time.sleep(_PAUSE_SECONDS)
-        return MPI.Comm.Get_parent()
+        return enter(MPI.Comm.Get_parent())
 
     def accepted(self) -> None:
         """Take note that this process is a member: it lives on without the starter."""

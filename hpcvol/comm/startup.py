@@ -8,6 +8,7 @@ from hpcvol.comm import ending, heartbeat, watch
 from hpcvol.comm.group import Group
 from hpcvol.comm.launcher import Launcher, launcher, library_name, vendor_of
 from hpcvol.comm.newcomer import invitation
+from hpcvol.comm.reserve import Reserve, set_apart
 from hpcvol.comm.surviving import survives_failures
 from hpcvol.errors import CommError
 
@@ -57,6 +58,23 @@ def start() -> Group:
         ending.end_together(_world)
         watch.start(_world)
     return _world
+
+
+def start_with_spares(spares: int) -> tuple[Group, Reserve]:
+    """Have the last ranks be spares; from now on `start` returns the group of the members. Collective.
+
+    Returns:
+        As `set_apart`.
+
+    Raises:
+        CommError: as `start`.
+        ConfigError: as `set_apart`.
+    """
+    global _world
+    _world, reserve = set_apart(start(), spares)
+    ending.end_together(_world)
+    watch.meet_newcomer(_world)
+    return _world, reserve
 
 
 def threads_may_communicate() -> bool:

@@ -61,6 +61,16 @@ class Part(Protocol):
         """Set up again for the members that the group has now. Collective; may be called again after it failed."""
 
 
+class Replacing(Protocol):
+    """What has members that died replaced."""
+
+    def between_steps(self) -> None:
+        """Let in who is ready. Collective; the same calls on all members."""
+
+    def close(self) -> None:
+        """Give up those that are no members yet. Local."""
+
+
 class Membership:
     """Who is in the run. One a run, the same calls on all members.
 
@@ -189,6 +199,8 @@ class Membership:
         communicator = widen()
         if not self.group.agree(communicator is not None):
             refuse()
+            if communicator is not None:
+                communicator.Revoke()  # the newcomer may wait in it
             self._recover()
             return False
         assert communicator is not None

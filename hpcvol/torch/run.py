@@ -15,8 +15,7 @@ from hpcvol.comm import Group, together
 from hpcvol.elastic.bag import Bag
 from hpcvol.elastic.claiming import dealing_of
 from hpcvol.elastic.dealing import Done, Terms
-from hpcvol.elastic.membership import Membership
-from hpcvol.elastic.refill import Refill
+from hpcvol.elastic.membership import Membership, Replacing
 from hpcvol.elastic.speed import SlowMembers
 from hpcvol.elastic.units import Batching, UnitSpan, merge
 from hpcvol.errors import CheckpointError, ConfigError, ModelError
@@ -98,7 +97,7 @@ class Run:
         batching: how samples become steps and units.
         member: this process's id, never reused.
         facts: what decides the weights besides code and data, as it was at the start.
-        refill: has members that died replaced, where there is one.
+        replacing: has members that died replaced, where there is one.
         is_first: whether this is the member that writes and prints for all.
     """
 
@@ -153,7 +152,7 @@ class Run:
             )
         self.broadcast_model()
         self.membership.add(self)
-        self.refill: Refill | None = None
+        self.replacing: Replacing | None = None
 
     @property
     def member(self) -> int:
@@ -186,8 +185,8 @@ class Run:
         self._warn_about_idle_workers()
         while self.step < until:
             self._check_model()
-            if self.refill is not None:
-                self.refill.between_steps()
+            if self.replacing is not None:
+                self.replacing.between_steps()
             index = self.step
             yield Step(self, index)
             if self.step == index:
@@ -327,8 +326,8 @@ class Run:
         self.strategy.close()
         self.gradients.close()
         self._guard.remove()
-        if self.refill is not None:
-            self.refill.close()
+        if self.replacing is not None:
+            self.replacing.close()
 
     def _in_passes(self, mine: list[UnitSpan]) -> list[UnitSpan]:
         return mine if self.gradients.separate else merge(mine)

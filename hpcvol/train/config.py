@@ -26,7 +26,7 @@ from hpcvol.collectives import Algorithm
 from hpcvol.comm.launch import DETECT_SECONDS
 from hpcvol.elastic.units import default_unit_size
 from hpcvol.errors import ConfigError
-from hpcvol.guarantees import require, require_dealing, require_verifiable
+from hpcvol.guarantees import require, require_dealing, require_replaceable, require_verifiable
 from hpcvol.strategies.combinations import parse as parse_combination
 from hpcvol.strategies.reducer import BUCKET_NBYTES
 from hpcvol.train import config_errors, toml
@@ -340,6 +340,17 @@ class ElasticConfig(_Section):
         description="`hpcvol train` has new processes take the places of members that died, where all members are on "
         "one host and compute on CPUs. They prepare apart and come in between two steps.",
     )
+    spares: NonNegativeInt = Field(
+        default=0,
+        description="So many of the ranks that are started, those of the last hosts, prepare and then sleep until "
+        "members have died, whose places they take between two steps; on any hosts. The others train.",
+    )
+
+    @model_validator(mode="after")
+    def _replaces_in_one_way(self) -> Self:
+        if self.spares and self.refill:
+            raise ValueError("elastic.spares and elastic.refill both replace members that died: choose one of them")
+        return self
 
 
 class Config(_Section):
@@ -361,6 +372,8 @@ class Config(_Section):
             require("run", self.train.sum, robust=robust)
             require_verifiable(self.train.sum, self.elastic.verify_share)
             require_dealing(self.train.sum, self.elastic.dealing, robust=robust)
+            if self.elastic.refill or self.elastic.spares:
+                require_replaceable(trace=self.train.trace, share=self.elastic.verify_share, robust=robust)
         except ConfigError as error:
             raise ValueError(str(error)) from None
         return self

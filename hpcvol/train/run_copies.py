@@ -28,16 +28,16 @@ class RunCopies:
         mine: the directory that this member has opened; None on members that leave that to another one.
         keeps: whether this member writes to it.
         keepers: ranks of the members that do.
-        sees: whether this member sees the directory of the first of them.
+        sees: whether this member sees the directory of the first of them; a newcomer does not know that yet.
         is_complete: whether the first member's run says that it is complete, and no more is asked of it.
     """
 
-    def __init__(self, group: Group, path: Path, config: Config, *, fresh: bool) -> None:
+    def __init__(self, group: Group, path: Path, config: Config, *, fresh: bool, sees: bool = True) -> None:
         self.path = path
         self.mine: RunDirectory | None = None
         self.keepers: list[int] = []
         self.keeps = self.is_complete = False
-        self.sees = True
+        self.sees = sees
         self._group = group
         self._config = config
         self._fresh = fresh
@@ -93,6 +93,12 @@ class RunCopies:
             elif not self.keepers:
                 raise MemberError(f"no member that lives sees the run directory {self.path}", everywhere=True)
         self.keeps = group.rank in self.keepers
+
+    def meet_newcomer(self) -> None:
+        """Let a newcomer find out whether it sees the run directory. Collective over the members and the newcomer."""
+        able = [rank for rank, sees in enumerate(self._group.gather_objects(self.sees)) if sees]
+        (sharing,) = shared(self._group, [self.path])
+        self.sees = bool(able) and sharing.same(self._group.rank, able[0])
 
     def can_spare(self, leaving: set[int]) -> bool:
         """Return whether a member that is not among those `leaving` sees the run directory."""

@@ -17,11 +17,14 @@ import torch
 from hpcvol import environment, tracing
 from hpcvol.comm import Group, set_patience, together
 from hpcvol.comm import start as start_mpi
+from hpcvol.comm.failures import enumerate_names
 from hpcvol.comm.newcomer import Invitation, give_up, invitation
-from hpcvol.comm.widening import enter
+from hpcvol.comm.reserve import Reserve
+from hpcvol.comm.startup import start_with_spares
 from hpcvol.elastic.dealing import Terms
 from hpcvol.elastic.ledger import LEDGER_NAME, Head, Ledger
 from hpcvol.elastic.refill import Refill
+from hpcvol.elastic.spares import Spares
 from hpcvol.elastic.views import Views
 from hpcvol.errors import CheckpointError, ConfigError, ModelError
 from hpcvol.torch.device import choose_device, choose_threads, make_deterministic
@@ -98,16 +101,24 @@ class Trainer:
         self._fresh = fresh
         self._stop = stop
         self._program = program
-        self._invited = invitation()
+        self._invited: Invitation | Reserve | None = invitation()
         self._progress = Progress()
         self._ledger_head = Head()
         self._pace = Pace()
         self._group = start_mpi() if group is None else group
+        if config.elastic.spares:
+            if group is not None:
+                raise ConfigError("elastic.spares are of all ranks that were started: leave out Trainer's `group`")
+            self._group, reserve = start_with_spares(config.elastic.spares)
+            if not reserve.is_member:
+                self._invited = reserve
+                if stop is not None:
+                    reserve.is_asked_to_end = lambda: stop.requested or stop.ends
         set_patience(config.comm.warn_seconds, config.comm.abort_seconds)
         first = self._group.rank == 0
         if not logger.hasHandlers():
             logger.addHandler(_handler() if first else logging.NullHandler())
-        self._copies = RunCopies(self._group, self._run_dir, config, fresh=fresh)
+        self._copies = RunCopies(self._group, self._run_dir, config, fresh=fresh, sees=self._invited is None)
         try:
             if self._invited is None:
                 self._copies.open()
@@ -232,33 +243,51 @@ class Trainer:
             self._report.say(not_shared)
         self._trace = Trace(group, self._run_dir) if train.trace else None
         self.run.membership.add(self)
-        self._refill_if_possible()
+        if group.reserve is not None:
+            self._introduce_spares(group.reserve)
+        self._have_the_dead_replaced()
 
-    def _join(self, invited: Invitation) -> None:
+    def _introduce_spares(self, reserve: Reserve) -> None:
+        """Wait until the spares have prepared. Collective with them."""
+        unlike = reserve.introduce(self._digest())
+        if unlike and self.run.is_first:
+            logger.warning(
+                "%s found other code, another configuration, other data or another processor than the members: it ends",
+                enumerate_names(unlike),
+            )
+        if reserve.asleep:
+            asleep = enumerate_names(list(reserve.asleep.values()))
+            self._report.say(f"{asleep} {'sleeps' if len(reserve.asleep) == 1 else 'sleep'} until a member dies")
+
+    def _join(self, invited: Invitation | Reserve) -> None:
         """Become a member of the run that this process was started for. Collective with its members."""
         membership = self.run.membership
         self.run.needs_probe = False
         self._trace = None
-        membership.claim_with(Views(self._run_dir), 0)
+        membership.claim_with(None, 0)
         membership.add(self)
         try:
-            communicator = enter(invited.ready(self._digest()))
+            communicator = invited.ready(self._digest())
             membership.join(invited.member, communicator, self._catch_up)
         except Exception as error:
             logger.error("member %d did not get in: %s", invited.member, error)
             give_up()
         invited.accepted()
         self._invited = None
+        if self._copies.sees:
+            membership.claim_with(Views(self._run_dir), membership.view)
         self._resumed_samples = self._progress.samples
         set_patience(self._config.comm.warn_seconds, self._config.comm.abort_seconds)
-        self._refill_if_possible()
+        self._have_the_dead_replaced()
 
-    def _refill_if_possible(self) -> None:
-        config = self._config
-        others = config.train.trace or config.elastic.verify_share or config.strategy.combine != "mean"
-        possible = config.elastic.refill and self.run.device.type == "cpu" and not others
-        if self._program is not None and possible and Refill.is_possible(self.run.membership):
-            self.run.refill = Refill(self.run.membership, self._program, self._digest(), self._catch_up)
+    def _have_the_dead_replaced(self) -> None:
+        membership, reserve = self.run.membership, self._group.reserve
+        if reserve is not None:
+            self.run.replacing = Spares(membership, reserve, self._catch_up)
+            return
+        possible = self._config.elastic.refill and self.run.device.type == "cpu" and Refill.is_possible(membership)
+        if possible and self._program is not None:
+            self.run.replacing = Refill(membership, self._program, self._digest(), self._catch_up)
 
     def _digest(self) -> bytes:
         """Return a digest of what members must have in common to compute the same bits. Local."""
@@ -269,6 +298,7 @@ class Trainer:
     def _catch_up(self) -> None:
         """Give a newcomer what all others have. Collective over the members and the newcomer."""
         group, run, progress = self._group, self.run, self._progress
+        self._copies.meet_newcomer()
         run.buffers.prepare()
         run.broadcast_model()
         optimizer = spread(group, run.optimizer.state_dict(), 0)

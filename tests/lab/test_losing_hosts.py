@@ -172,6 +172,21 @@ def test_the_members_of_a_host_are_killed(make_hosts: MakeHosts, project: Projec
     check_run(project, status, said, [[0, 1, 2], [0]])
 
 
+@pytest.mark.limit_seconds(400)
+def test_spares_of_another_host_take_the_places_of_a_lost_one(make_hosts: MakeHosts, project: Project) -> None:
+    hosts = make_hosts(3)
+    settings = "elastic.spares=2", "train.on_metrics=digits.py:hold"
+    with training(hosts, project, {"h0": 2, "h1": 2, "h2": 2}, [], *settings) as process:
+        until(process, project.folder / "held")
+        hosts.cut("h1")
+        hosts.power_off("h1")
+        (project.folder / "let_go").touch()
+        status, said = end_of(process)
+    check_run(project, status, said, [[0, 1, 2, 3], [0, 2], [0, 2, 4], [0, 2, 4, 5]])
+    for spare in (4, 5):
+        assert f"member {spare} (h2) has joined" in (project.folder / "stderr-0").read_text()
+
+
 @pytest.mark.limit_seconds(300)
 def test_who_is_outside_of_mpi_for_long_is_not_silent(make_hosts: MakeHosts, project: Project) -> None:
     hosts = make_hosts(2)

@@ -1,0 +1,99 @@
+"""Spares take the places of members that die, and the weights are those of a quiet run."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from digits_project import Project, what_decides
+from launched import RunProgram
+
+from hpcvol.comm.launch import loaded_library
+from hpcvol.comm.launcher import OPEN_MPI, vendor_of
+
+SECONDS = 240.0
+STEPS = 12
+STRIKING = "import sys; sys.path.insert(0, {harness!r}); import strikes; strikes.install()\n"
+
+# Who is struck where, and who has to have joined at the end: of 5 ranks 0, 1 and 2 are members, 3 and 4 spares.
+PLANS: dict[str, tuple[list[list[Any]], list[int]]] = {
+    "the first member dies, then another": ([[0, "optimizer", 3], [2, "backward", 30]], [3, 4]),
+    "two at once": ([[0, "optimizer", 4], [1, "optimizer", 4]], [3, 4]),
+    "a member dies as a spare is let in": ([[1, "optimizer", 3], [2, "welcome", 1]], [4]),
+    "a spare dies in its sleep": ([[3, "ready", 1], [1, "optimizer", 3]], [4]),
+    "a spare dies as it is let in": ([[1, "optimizer", 3], [3, "welcome", 1]], [4]),
+    "a spare dies as a member": ([[1, "optimizer", 3], [3, "optimizer", 2]], [3, 4]),
+}
+
+
+@pytest.fixture(autouse=True)
+def _outlives_deaths() -> None:
+    if vendor_of(loaded_library()) != OPEN_MPI:
+        pytest.skip("ranks outlive the death of others under Open MPI only")
+
+
+def train(
+    project: Project, run_program: RunProgram, run: str, ranks: int, *overrides: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    settings = [part for one in (f"train.steps={STEPS}", *overrides) for part in ("--set", one)]
+    argv = [sys.executable, "-m", "hpcvol.cli", "train", str(project.job), "-n", str(ranks), *settings]
+    return run_program([*argv, "--run-dir", str(project.folder / run)], variables=variables, seconds=SECONDS)
+
+
+def struck(project: Project, strikes: list[list[Any]]) -> dict[str, str]:
+    """Have members struck; return the variables that say where."""
+    code = (project.folder / "digits.py").read_text()
+    harness = str(Path(__file__).parents[1] / "harness")
+    project.write("digits.py", code.replace("\nimport ", f"\n{STRIKING.format(harness=harness)}import ", 1))
+    return {"STRIKES": json.dumps(strikes), "STRUCK": str(project.folder)}
+
+
+@pytest.mark.limit_seconds(600)
+@pytest.mark.parametrize("plan", PLANS)
+def test_the_run_ends_as_a_quiet_one(plan: str, project: Project, run_program: RunProgram) -> None:
+    strikes, joined = PLANS[plan]
+    assert train(project, run_program, "quiet", 1).returncode == 0
+    ended = train(project, run_program, "struck", 5, "elastic.spares=2", **struck(project, strikes))
+    said = ended.stdout + ended.stderr
+    assert ended.returncode == 0, said
+    for member, point, _ in strikes:
+        assert (project.folder / f"struck-{member}-{point}").exists(), f"{point} was not reached"
+    assert "over 3 workers" in said
+    assert what_decides(project.summary("struck")) == what_decides(project.summary("quiet"))
+    assert [line["step"] for line in project.metrics("struck")] == [line["step"] for line in project.metrics("quiet")]
+    assert [int(member) for member in re.findall(r"member (\d+) \([^)]*\) has joined", said)] == joined, said
+    ledger = [json.loads(line) for line in (project.folder / "struck" / "ledger.jsonl").read_text().splitlines()]
+    assert [line["version"] for line in ledger if "event" not in line] == list(range(1, STEPS + 1))
+    told = [name for line in ledger if line.get("event") == "join" for name in line["who"]]
+    assert [int(name.split()[1]) for name in told] == joined
+
+
+def test_nobody_is_called_where_nobody_dies(project: Project, run_program: RunProgram) -> None:
+    ended = train(project, run_program, "run", 4, "elastic.spares=1")
+    assert ended.returncode == 0, ended.stderr
+    assert "member 3" in ended.stdout
+    assert "sleeps until a member dies" in ended.stdout
+    assert "joined" not in ended.stdout + ended.stderr
+    again = train(project, run_program, "run", 4, "elastic.spares=1")
+    assert again.returncode == 0
+    assert "is complete" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["elastic.spares=3"], "leaves 1 of 4 ranks to train"),
+        (["elastic.spares=7"], "leaves 0 of 4 ranks to train"),
+        (["elastic.spares=1", "elastic.refill=true"], "choose one of them"),
+        (["elastic.spares=1", "train.trace=true"], "do not go together with train.trace"),
+        (["elastic.spares=1", "elastic.enabled=false"], "members do not outlive others here"),
+    ],
+)
+def test_what_cannot_be_is_refused(overrides: list[str], words: str, project: Project, run_program: RunProgram) -> None:
+    ended = train(project, run_program, "run", 4, *overrides)
+    assert ended.returncode not in (0, None)
+    assert words in " ".join(ended.stderr.split())
+    assert not (project.folder / "run" / "ledger.jsonl").exists()
