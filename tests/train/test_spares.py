@@ -13,26 +13,31 @@ from launched import RunProgram
 
 from hpcvol.comm.launch import loaded_library
 from hpcvol.comm.launcher import OPEN_MPI, vendor_of
+from hpcvol.comm.reserve import require_members
+from hpcvol.errors import ConfigError
+from hpcvol.train.config import load_config
 
 SECONDS = 240.0
 STEPS = 12
 STRIKING = "import sys; sys.path.insert(0, {harness!r}); import strikes; strikes.install()\n"
 
-# Who is struck where, and who has to have joined at the end: of 5 ranks 0, 1 and 2 are members, 3 and 4 spares.
+# Who is struck where, and who has to have joined at the end: of 6 ranks 0, 1 and 2 are members, 3, 4 and 5 spares.
 PLANS: dict[str, tuple[list[list[Any]], list[int]]] = {
-    "the first member dies, then another": ([[0, "optimizer", 3], [2, "backward", 30]], [3, 4]),
-    "two at once": ([[0, "optimizer", 4], [1, "optimizer", 4]], [3, 4]),
-    "a member dies as a spare is let in": ([[1, "optimizer", 3], [2, "welcome", 1]], [4]),
-    "a spare dies in its sleep": ([[3, "ready", 1], [1, "optimizer", 3]], [4]),
-    "a spare dies as it is let in": ([[1, "optimizer", 3], [3, "welcome", 1]], [4]),
-    "a spare dies as a member": ([[1, "optimizer", 3], [3, "optimizer", 2]], [3, 4]),
+    "one spare has died in its sleep, two members at once": (
+        [[3, "ready", 1], [0, "optimizer", 4], [1, "optimizer", 4]],
+        [4, 5],
+    ),
+    "a spare dies as it is let in, and one as a member": (
+        [[1, "optimizer", 3], [3, "welcome", 1], [4, "optimizer", 2]],
+        [4, 5],
+    ),
+    "a member dies as a spare is let in": ([[1, "optimizer", 3], [2, "welcome", 1]], [4, 5]),
 }
 
 
-@pytest.fixture(autouse=True)
-def _outlives_deaths() -> None:
-    if vendor_of(loaded_library()) != OPEN_MPI:
-        pytest.skip("ranks outlive the death of others under Open MPI only")
+outliving = pytest.mark.skipif(
+    vendor_of(loaded_library()) != OPEN_MPI, reason="ranks outlive the death of others under Open MPI only"
+)
 
 
 def train(
@@ -51,12 +56,13 @@ def struck(project: Project, strikes: list[list[Any]]) -> dict[str, str]:
     return {"STRIKES": json.dumps(strikes), "STRUCK": str(project.folder)}
 
 
+@outliving
 @pytest.mark.limit_seconds(600)
 @pytest.mark.parametrize("plan", PLANS)
 def test_the_run_ends_as_a_quiet_one(plan: str, project: Project, run_program: RunProgram) -> None:
     strikes, joined = PLANS[plan]
     assert train(project, run_program, "quiet", 1).returncode == 0
-    ended = train(project, run_program, "struck", 5, "elastic.spares=2", **struck(project, strikes))
+    ended = train(project, run_program, "struck", 6, "elastic.spares=3", **struck(project, strikes))
     said = ended.stdout + ended.stderr
     assert ended.returncode == 0, said
     for member, point, _ in strikes:
@@ -71,29 +77,40 @@ def test_the_run_ends_as_a_quiet_one(plan: str, project: Project, run_program: R
     assert [int(name.split()[1]) for name in told] == joined
 
 
+@outliving
+@pytest.mark.limit_seconds(300)
 def test_nobody_is_called_where_nobody_dies(project: Project, run_program: RunProgram) -> None:
     ended = train(project, run_program, "run", 4, "elastic.spares=1")
     assert ended.returncode == 0, ended.stderr
     assert "member 3" in ended.stdout
     assert "sleeps until a member dies" in ended.stdout
     assert "joined" not in ended.stdout + ended.stderr
-    again = train(project, run_program, "run", 4, "elastic.spares=1")
-    assert again.returncode == 0
-    assert "is complete" in again.stdout
 
 
 @pytest.mark.parametrize(
-    ("overrides", "words"),
+    ("keys", "words"),
     [
-        (["elastic.spares=3"], "leaves 1 of 4 ranks to train"),
-        (["elastic.spares=7"], "leaves 0 of 4 ranks to train"),
-        (["elastic.spares=1", "elastic.refill=true"], "choose one of them"),
-        (["elastic.spares=1", "train.trace=true"], "do not go together with train.trace"),
-        (["elastic.spares=1", "elastic.enabled=false"], "members do not outlive others here"),
+        ("[elastic]\nspares = 1\nrefill = true", "choose one of them"),
+        ("[elastic]\nspares = 1\n[train]\nsteps = 3\ntrace = true", "do not go together with train.trace"),
+        ("[elastic]\nspares = 1\nverify_share = 0.5", "do not go together with elastic.verify_share"),
     ],
 )
-def test_what_cannot_be_is_refused(overrides: list[str], words: str, project: Project, run_program: RunProgram) -> None:
-    ended = train(project, run_program, "run", 4, *overrides)
+def test_what_does_not_go_together_is_refused(keys: str, words: str, tmp_path: Path) -> None:
+    job = tmp_path / "job.toml"
+    job.write_text(f'[model]\nbuild = "digits.py:build"\n[data]\npath = "data"\n{keys}\n')
+    with pytest.raises(ConfigError, match=words):
+        load_config(job)
+
+
+@pytest.mark.parametrize(("ranks", "spares", "left"), [(4, 3, 1), (4, 7, 0), (1, 1, 0)])
+def test_too_few_members_are_refused(ranks: int, spares: int, left: int) -> None:
+    with pytest.raises(ConfigError, match=f"leaves {left} of {ranks} ranks to train"):
+        require_members(ranks, spares)
+
+
+@pytest.mark.limit_seconds(200)
+def test_spares_of_members_that_do_not_outlive_others_are_refused(project: Project, run_program: RunProgram) -> None:
+    ended = train(project, run_program, "run", 3, "elastic.spares=1", "elastic.enabled=false")
     assert ended.returncode not in (0, None)
-    assert words in " ".join(ended.stderr.split())
+    assert "members do not outlive others here" in " ".join(ended.stderr.split())
     assert not (project.folder / "run" / "ledger.jsonl").exists()
