@@ -325,6 +325,8 @@ class Group:
         from mpi4py import MPI
 
         with self.calling(Call.of("split")):
+            if self.reserve is not None:
+                return self.reserve.regroup(leaves=self._member in leaving)
             return self.communicator.Split(MPI.UNDEFINED if self._member in leaving else 0)
 
     def take_over(self, communicator: "MPI.Comm", member: int | None = None) -> None:

@@ -9,19 +9,20 @@ Code that holds Python's lock for long keeps this thread from running, too.
 
 import threading
 
-from hpcvol.comm.surviving import detector_period_seconds
-
 _TIMES_A_PERIOD = 4
 
 _heartbeat: "Heartbeat | None" = None
 
 
-def start() -> None:
-    """Begin where members watch each other's heartbeats. Local; MPI has been started."""
+def start(period_seconds: float) -> None:
+    """Begin. Local; MPI has been started, and takes calls from several threads.
+
+    Args:
+        period_seconds: of the detector.
+    """
     global _heartbeat
-    seconds = detector_period_seconds()
-    if seconds is not None and _heartbeat is None:
-        _heartbeat = Heartbeat(seconds / _TIMES_A_PERIOD)
+    if _heartbeat is None:
+        _heartbeat = Heartbeat(period_seconds / _TIMES_A_PERIOD)
 
 
 def stop() -> None:

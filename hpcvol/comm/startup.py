@@ -1,16 +1,20 @@
 """Starting MPI, and refusing the ways of starting it that would not be one run."""
 
 import atexit
+import socket
 import warnings
+from typing import TYPE_CHECKING
 
 from hpcvol import environment
 from hpcvol.comm import ending, heartbeat, watch
 from hpcvol.comm.group import Group
 from hpcvol.comm.launcher import Launcher, launcher, library_name, vendor_of
 from hpcvol.comm.newcomer import invitation
-from hpcvol.comm.reserve import Reserve, set_apart
-from hpcvol.comm.surviving import survives_failures
+from hpcvol.comm.surviving import detector_period_seconds, survives_failures
 from hpcvol.errors import CommError
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
 
 NO_MPI = (
     "no MPI library found ({reason}). Expected one that mpi4py can load. Install one into this environment with "
@@ -48,11 +52,11 @@ def start() -> Group:
             # Else the end of the program waits for those that have died, now and then for ever.
             environment.set_default("OMPI_MCA_async_mpi_finalize", "1")
         _initialise()
-        heartbeat.start()
+        _beat()
         _refuse_singletons(by, library, MPI.COMM_WORLD.Get_size())
         invited = invitation()
-        member = MPI.COMM_WORLD.Get_rank() if invited is None else invited.member
-        _world = Group(MPI.COMM_WORLD.Dup(), member)
+        everybody = _host_by_host() if detector_period_seconds() is not None else MPI.COMM_WORLD.Dup()
+        _world = Group(everybody, everybody.Get_rank() if invited is None else invited.member)
         atexit.register(heartbeat.stop)
         atexit.register(watch.stop)  # runs after what ending registers: the last call is watched over too
         ending.end_together(_world)
@@ -60,21 +64,12 @@ def start() -> Group:
     return _world
 
 
-def start_with_spares(spares: int) -> tuple[Group, Reserve]:
-    """Have the last ranks be spares; from now on `start` returns the group of the members. Collective.
-
-    Returns:
-        As `set_apart`.
-
-    Raises:
-        CommError: as `start`.
-        ConfigError: as `set_apart`.
-    """
+def go_on_with(group: Group) -> None:
+    """From now on have `start` return `group`, which ends together and is watched, and not all ranks. Collective."""
     global _world
-    _world, reserve = set_apart(start(), spares)
-    ending.end_together(_world)
-    watch.meet_newcomer(_world)
-    return _world, reserve
+    _world = group
+    ending.end_together(group)
+    watch.meet_newcomer(group)
 
 
 def threads_may_communicate() -> bool:
@@ -115,6 +110,29 @@ def _initialise() -> None:
             '"multiple"; else use an MPI built with thread support',
             everywhere=True,
         )
+
+
+def _beat() -> None:
+    """Have heartbeats sent where members watch each other's."""
+    seconds = detector_period_seconds()
+    if seconds is None:
+        return
+    if not threads_may_communicate():
+        raise CommError(
+            "members are to watch each other's heartbeats (mpi_ft_detector), which a thread sends, and this MPI was "
+            "started such that threads must not communicate: let hpcvol start MPI, or ask for MPI_THREAD_MULTIPLE",
+            everywhere=True,
+        )
+    heartbeat.start(seconds)
+
+
+def _host_by_host() -> "MPI.Comm":
+    """Return a duplicate of COMM_WORLD in which the ranks of a host follow each other."""
+    from mpi4py import MPI
+
+    world = MPI.COMM_WORLD
+    hosts = world.allgather(socket.gethostname())
+    return world.Split(0, hosts.index(hosts[world.Get_rank()]))
 
 
 def _refuse_other_vendor(by: Launcher | None, library: str) -> None:

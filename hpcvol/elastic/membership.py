@@ -199,8 +199,6 @@ class Membership:
         communicator = widen()
         if not self.group.agree(communicator is not None):
             refuse()
-            if communicator is not None:
-                communicator.Revoke()  # the newcomer may wait in it
             self._recover()
             return False
         assert communicator is not None
@@ -213,9 +211,13 @@ class Membership:
 
         self._settled.clear()
         try:
-            self.settle(welcome)
-        except MembersChanged:
-            return False
+            _, error = _try(welcome)
+            if not self.group.agree(not tells_of_loss(error)):
+                # Some count the newcomer as a member already, and it is missed by none.
+                self._set_up(self.group.shrink, {newcomer})
+                return False
+            if error is not None:
+                raise error
         finally:
             self._settled.set()
         name = self.group.name_of(self.group.members.index(newcomer))

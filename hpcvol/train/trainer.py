@@ -19,14 +19,14 @@ from hpcvol.comm import Group, set_patience, together
 from hpcvol.comm import start as start_mpi
 from hpcvol.comm.failures import enumerate_names
 from hpcvol.comm.newcomer import Invitation, give_up, invitation
-from hpcvol.comm.reserve import Reserve
-from hpcvol.comm.startup import start_with_spares
+from hpcvol.comm.reserve import Reserve, set_apart
+from hpcvol.comm.startup import go_on_with
 from hpcvol.elastic.dealing import Terms
 from hpcvol.elastic.ledger import LEDGER_NAME, Head, Ledger
 from hpcvol.elastic.refill import Refill
 from hpcvol.elastic.spares import Spares
 from hpcvol.elastic.views import Views
-from hpcvol.errors import CheckpointError, ConfigError, ModelError
+from hpcvol.errors import CheckpointError, ConfigError, HpcvolError, ModelError
 from hpcvol.torch.device import choose_device, choose_threads, make_deterministic
 from hpcvol.torch.evaluation import Evaluation
 from hpcvol.torch.loader import Unit
@@ -102,31 +102,59 @@ class Trainer:
         self._stop = stop
         self._program = program
         self._invited: Invitation | Reserve | None = invitation()
+        self._spares_wait = False
         self._progress = Progress()
         self._ledger_head = Head()
         self._pace = Pace()
-        self._group = start_mpi() if group is None else group
+        self._group = self._everybody = start_mpi() if group is None else group
         if config.elastic.spares:
-            if group is not None:
-                raise ConfigError("elastic.spares are of all ranks that were started: leave out Trainer's `group`")
-            self._group, reserve = start_with_spares(config.elastic.spares)
-            if not reserve.is_member:
-                self._invited = reserve
-                if stop is not None:
-                    reserve.is_asked_to_end = lambda: stop.requested or stop.ends
+            self._set_spares_apart(config.elastic.spares)
         set_patience(config.comm.warn_seconds, config.comm.abort_seconds)
         first = self._group.rank == 0
         if not logger.hasHandlers():
             logger.addHandler(_handler() if first else logging.NullHandler())
         self._copies = RunCopies(self._group, self._run_dir, config, fresh=fresh, sees=self._invited is None)
         try:
-            if self._invited is None:
-                self._copies.open()
+            self._open_copies()
             if not self._copies.is_complete:
                 self._assemble()
-        except BaseException:
+        except BaseException as error:
             self._copies.release()
+            if self._spares_wait and isinstance(error, HpcvolError) and error.everywhere:
+                self._meet_spares(None)
             raise
+
+    def _set_spares_apart(self, spares: int) -> None:
+        if self._everybody is not start_mpi():
+            raise ConfigError("elastic.spares are of all ranks that were started: leave out Trainer's `group`")
+        self._group, reserve = set_apart(self._everybody, spares)
+        self._spares_wait = True
+        stop = self._stop
+        if not reserve.is_member:
+            self._invited = reserve
+            if stop is not None:
+                reserve.is_asked_to_end = lambda: stop.requested or stop.ends
+
+    def _open_copies(self) -> None:
+        """Open the run directory. Collective over everybody: spares need not prepare where that is the end."""
+        error = None
+        try:
+            if self._invited is None:
+                self._copies.open()
+        except HpcvolError as found:
+            error = found
+        if self._spares_wait and self._everybody.any(error is not None or self._copies.is_complete):
+            self._meet_spares(None)
+        if error is not None:
+            raise error
+
+    def _meet_spares(self, digest: bytes | None) -> list[str]:
+        """Wait until the spares have prepared; None: this process has not. Collective over everybody."""
+        assert self._group.reserve is not None
+        self._spares_wait = False
+        unlike = self._group.reserve.introduce(digest)
+        go_on_with(self._group)
+        return unlike
 
     def fit(self) -> bool:
         """Train to the end and write `summary.json`. Collective.
@@ -167,16 +195,16 @@ class Trainer:
         return complete
 
     def _assemble(self) -> None:
-        config, group = self._config.here(), self._group
-        agree_on_code(group, user_files(config))
+        config, group, everybody = self._config.here(), self._group, self._everybody
+        agree_on_code(everybody, user_files(config))
         self._code = code_facts(user_files(config))
-        device = choose_device(config.train.device, group, share=config.train.share_devices)
+        device = choose_device(config.train.device, everybody, share=config.train.share_devices)
         exact = config.train.sum == "exact"
         choose_threads(config.train.threads, exact, group)
         if exact:
             make_deterministic(device)
         self._numerics = distinct(group.gather_objects(numerics_class()))
-        self._data = open_data(config, group)
+        self._data = open_data(config, everybody)
         recall_costs(group, self._run_dir, fresh=self._fresh)
         with together(group, "building the model"):
             model = build_model(config).to(device)
@@ -249,7 +277,7 @@ class Trainer:
 
     def _introduce_spares(self, reserve: Reserve) -> None:
         """Wait until the spares have prepared. Collective with them."""
-        unlike = reserve.introduce(self._digest())
+        unlike = self._meet_spares(self._digest())
         if unlike and self.run.is_first:
             logger.warning(
                 "%s found other code, another configuration, other data or another processor than the members: it ends",
@@ -264,15 +292,18 @@ class Trainer:
         membership = self.run.membership
         self.run.needs_probe = False
         self._trace = None
+        if isinstance(invited, Reserve):
+            self._meet_spares(self._digest())
         membership.claim_with(None, 0)
         membership.add(self)
         try:
-            communicator = invited.ready(self._digest())
+            communicator = invited.sleep() if isinstance(invited, Reserve) else invited.ready(self._digest())
             membership.join(invited.member, communicator, self._catch_up)
         except Exception as error:
             logger.error("member %d did not get in: %s", invited.member, error)
             give_up()
-        invited.accepted()
+        if isinstance(invited, Invitation):
+            invited.accepted()
         self._invited = None
         if self._copies.sees:
             membership.claim_with(Views(self._run_dir), membership.view)
@@ -299,6 +330,7 @@ class Trainer:
         """Give a newcomer what all others have. Collective over the members and the newcomer."""
         group, run, progress = self._group, self.run, self._progress
         self._copies.meet_newcomer()
+        self._ledger.sync()  # a newcomer of another host may have to go on with what is there
         run.buffers.prepare()
         run.broadcast_model()
         optimizer = spread(group, run.optimizer.state_dict(), 0)
@@ -474,7 +506,7 @@ class Trainer:
     def _tell_changes(self) -> None:
         """Enter into the ledger who has died, left, joined, been expelled or found slow since the last call. Local."""
         membership, told = self.run.membership, self._changes_told
-        now = {"view": membership.view, "members": self._group.members}
+        now = {"view": membership.view, "members": self._group.members, "hosts": self._group.hosts}
         changes = (
             ("expelled", membership.expelled),
             ("death", membership.lost),

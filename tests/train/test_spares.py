@@ -16,10 +16,14 @@ from hpcvol.comm.launcher import OPEN_MPI, vendor_of
 from hpcvol.comm.reserve import require_members
 from hpcvol.errors import ConfigError
 from hpcvol.train.config import load_config
+from hpcvol.train.ledger_account import credit, read_account, verify_lines
 
 SECONDS = 240.0
 STEPS = 12
-STRIKING = "import sys; sys.path.insert(0, {harness!r}); import strikes; strikes.install()\n"
+STRIKING = (
+    "import sys; sys.path.insert(0, {harness!r}); import strikes; strikes.install()\n"
+    "from hpcvol.train import stopping; stopping._ALL_SECONDS = 0.0\n"  # steps take milliseconds here
+)
 
 # Who is struck where, and who has to have joined at the end: of 6 ranks 0, 1 and 2 are members, 3, 4 and 5 spares.
 PLANS: dict[str, tuple[list[list[Any]], list[int]]] = {
@@ -75,13 +79,21 @@ def test_the_run_ends_as_a_quiet_one(plan: str, project: Project, run_program: R
     assert [line["version"] for line in ledger if "event" not in line] == list(range(1, STEPS + 1))
     told = [name for line in ledger if line.get("event") == "join" for name in line["who"]]
     assert [int(name.split()[1]) for name in told] == joined
+    account = read_account(project.folder / "struck")
+    assert account is not None
+    assert not list(verify_lines(account))
+    credited = {int(name.split()[1]) for name in credit(account)}
+    assert credited >= {0, *joined} - {member for member, *_ in strikes}
 
 
 @outliving
 @pytest.mark.limit_seconds(300)
-def test_nobody_is_called_where_nobody_dies(project: Project, run_program: RunProgram) -> None:
-    ended = train(project, run_program, "run", 4, "elastic.spares=1")
+def test_nobody_takes_the_place_of_one_that_leaves(project: Project, run_program: RunProgram) -> None:
+    variables = struck(project, [[1, "optimizer", 3, "SIGTERM"]])
+    ended = train(project, run_program, "run", 4, "elastic.spares=1", **variables)
     assert ended.returncode == 0, ended.stderr
+    assert "member 1" in ended.stderr
+    assert "left: 2 members go on" in ended.stderr
     assert "member 3" in ended.stdout
     assert "sleeps until a member dies" in ended.stdout
     assert "joined" not in ended.stdout + ended.stderr
