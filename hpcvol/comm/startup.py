@@ -51,6 +51,8 @@ def start() -> Group:
             environment.set_default("OMPI_MCA_coll_han_priority", "0")
             # Else the end of the program waits for those that have died, now and then for ever.
             environment.set_default("OMPI_MCA_async_mpi_finalize", "1")
+        if detector_period_seconds() is not None:
+            heartbeat.warm_up()
         _initialise()
         _beat()
         _refuse_singletons(by, library, MPI.COMM_WORLD.Get_size())
