@@ -80,6 +80,7 @@ def test_no_command_is_forgotten() -> None:
         "python benchmarks/dataloader.py --quick",
         "mpiexec -n 2 python benchmarks/train_step.py --quick",
         "mpiexec -n 4 python benchmarks/dealing.py --quick",
+        "python benchmarks/recovery.py --quick",
         "python benchmarks/overlap.py --quick",
         "python benchmarks/startup.py --quick",
         "python benchmarks/scaling.py --quick",
