@@ -80,6 +80,7 @@ def test_no_command_is_forgotten() -> None:
         "python benchmarks/dataloader.py --quick",
         "mpiexec -n 2 python benchmarks/train_step.py --quick",
         "mpiexec -n 4 python benchmarks/dealing.py --quick",
+        "mpiexec -n 3 python benchmarks/trust.py --quick",
         "python benchmarks/recovery.py --quick",
         "python benchmarks/overlap.py --quick",
         "python benchmarks/startup.py --quick",
@@ -131,11 +132,11 @@ OF_DATA = [
 ]
 
 
-@pytest.mark.parametrize("name", [*OF_DATA, "train_step", "dealing", "startup"])
+@pytest.mark.parametrize("name", [*OF_DATA, "train_step", "dealing", "trust", "startup"])
 def test_benchmarks(name: str, tmp_path: Path, run_program: RunProgram) -> None:
     json_file = tmp_path / "rows.json"
     argv = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--quick", "--json", str(json_file)]
-    ranks = {"train_step": 2, "dealing": 4}.get(name)
+    ranks = {"train_step": 2, "dealing": 4, "trust": 3}.get(name)
     launch = launch_command(ranks, argv) if ranks else None
     result = run_program(launch.argv if launch else argv, variables=launch.environment if launch else {}, seconds=280)
     assert result.returncode == 0, result.stderr
