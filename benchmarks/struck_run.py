@@ -175,11 +175,10 @@ class StruckRun:
 
     def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
         if kind is not None:
-            ours = psutil.Process(self._process.pid).children(recursive=True)
-            self._process.kill()
-            for process in ours:
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
+            with suppress(psutil.NoSuchProcess):
+                ours = psutil.Process(self._process.pid).children(recursive=True)
+                for process in [self._process, *ours]:
+                    kill(process)
         self._process.wait()
         self._ended.set()
         self._reader.join()
@@ -294,7 +293,7 @@ class _Tail:
         return []
 
 
-def kill(process: psutil.Process) -> None:
+def kill(process: "psutil.Process | subprocess.Popen[bytes]") -> None:
     """End a process as a crash or a lack of memory does."""
-    with suppress(psutil.NoSuchProcess):
+    with suppress(ProcessLookupError):
         os.kill(process.pid, signal.SIGKILL)

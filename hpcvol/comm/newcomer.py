@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from hpcvol import tracing
 from hpcvol.comm.ending import leave_mpi_open
-from hpcvol.comm.processes import Process
+from hpcvol.comm.processes import Process, started_with
 from hpcvol.comm.widening import enter
 from hpcvol.errors import CommError
 
@@ -57,6 +57,7 @@ _NBYTES = _DIGEST + DIGEST_NBYTES
 
 _START_SECONDS = 60.0
 _LOOK_SECONDS = 0.1
+_SEARCH_SECONDS = 0.02
 _PAUSE_SECONDS = 0.001
 
 _invitation: "Invitation | None" = None
@@ -88,7 +89,7 @@ class Newcomer:
         os.ftruncate(self._board, _NBYTES)
         self._began = time.monotonic()
         me = Process.current()
-        arguments = [str(me.pid), str(me.started), str(self._board), str(member), *program]
+        self._arguments = [str(me.pid), str(me.started), str(self._board), str(member), *program]
         info = MPI.Info.Create()
         # Open MPI goes on counting those that died: without it there are no slots for a newcomer.
         info.Set("map_by", ":OVERSUBSCRIBE")
@@ -98,7 +99,7 @@ class Newcomer:
         threading.Thread(target=self._guard, args=(spawned,), name="hpcvol-spawn", daemon=True).start()
         try:
             self.intercommunicator: MPI.Intercomm = MPI.COMM_SELF.Spawn(
-                sys.executable, ["-c", _PROGRAM, *arguments], maxprocs=1, info=info
+                sys.executable, ["-c", _PROGRAM, *self._arguments], maxprocs=1, info=info
             )
         except MPI.Exception as error:
             raise CommError(f"MPI cannot start a process that would join: {error.Get_error_string()}") from error
@@ -151,8 +152,10 @@ class Newcomer:
 
     def _guard(self, spawned: threading.Event) -> None:
         """End this process where the one that it spawns dies before MPI has started there: MPI waits for ever then."""
-        while not spawned.wait(_LOOK_SECONDS):
-            process = self.process
+        process = None
+        while not spawned.wait(_LOOK_SECONDS if process else _SEARCH_SECONDS):
+            # It may die before it has said who it is: some tenths of a second, in which Python starts.
+            process = process or self.process or started_with(self._arguments)
             if self.seconds > _START_SECONDS or (process is not None and not process.alive()):
                 if spawned.wait(1.0):
                     return

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,15 @@ class Process:
     @classmethod
     def current(cls) -> "Process":
         """Return the process that calls. Local."""
-        pid = os.getpid()
+        return cls.of(os.getpid())
+
+    @classmethod
+    def of(cls, pid: int) -> "Process":
+        """Return the process that has this id now. Local.
+
+        Raises:
+            OSError: there is none.
+        """
         return cls(pid, int(_fields(f"/proc/{pid}/stat")[19]))
 
     def alive(self) -> bool:
@@ -52,6 +61,16 @@ class Process:
         if fields[0] in _DEAD or int(fields[19]) != self.started:
             return State(GONE, 0.0)
         return State(fields[0], (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"))
+
+
+def started_with(arguments: Sequence[str]) -> Process | None:
+    """Return the process whose command line has `arguments` in a row, None where there is none. Local: some ms."""
+    wanted = "\0".join(["", *arguments, ""]).encode()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if wanted in path.read_bytes():
+                return Process.of(int(path.parent.name))
+    return None
 
 
 class State(NamedTuple):
