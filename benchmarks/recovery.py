@@ -11,8 +11,8 @@ the next when the last has been replaced. All times are of versions, as their li
 - joins: from the version before it is a member to the first one with it, less a usual step.
 - cut: on two virtual hosts with two members each, `elastic.detect_seconds = 1`: from the cut to the next version of the
   side that goes on. Nothing is subtracted. Each cut has a run of its own; where that ends before, as it may on a busy
-  machine, what it said is printed. Open MPI finds the first of the two members after `detect_seconds`, and the second,
-  whom only the first was watching, after twice that time more.
+  machine, what it said last is printed, and another one begins. Open MPI finds the first of the two members after
+  `detect_seconds`, and the second, whom only the first was watching, after twice that time more.
 
 `over` is the share of times above the target, where there is one.
 
@@ -40,6 +40,8 @@ MEMBERS = 4
 UNIT_SECONDS = 0.01
 # Some versions, so that dealing and what a usual step takes have settled.
 SETTLED = 20
+# Runs a cut: with so short a time a host that is busy while programs start is taken for a lost one.
+ATTEMPTS = 3
 TARGETS = {"dies": 0.5, "joins": 0.3, "cut": 3.0}
 
 
@@ -135,7 +137,7 @@ def cut(folder: Path, hosts: VirtualHosts) -> float | None:
         went_on = run.wait_for(MEMBERS // 2)
         hosts.kill_all()
     if not trains:
-        print(f"recovery: a run ended before its host was cut off:\n{run.output}")
+        print(f"recovery: a run ended before its host was cut off: ...{run.output[-300:]}")
         return None
     if not went_on:
         raise SystemExit(f"recovery: nobody went on after the cut:\n{run.output}")
@@ -145,7 +147,9 @@ def cut(folder: Path, hosts: VirtualHosts) -> float | None:
 def on_two_hosts(folder: Path, cuts: int) -> list[float]:
     """Return the seconds of cuts; none, and say why, where there can be no virtual hosts."""
     found = []
-    for number in range(cuts):
+    for number in range(ATTEMPTS * cuts):
+        if len(found) == cuts:
+            break
         with ExitStack() as stack:
             try:
                 hosts = stack.enter_context(virtual_hosts(2))
