@@ -11,8 +11,7 @@ the next when the last has been replaced. All times are of versions, as their li
 - joins: from the version before it is a member to the first one with it, less a usual step.
 - cut: on two virtual hosts with two members each, `elastic.detect_seconds = 1`: from the cut to the next version of the
   side that goes on. Nothing is subtracted. Each cut has a run of its own; where that ends before, as it may on a busy
-  machine, what it said last is printed, and another one begins. Open MPI finds the first of the two members after
-  `detect_seconds`, and the second, whom only the first was watching, after twice that time more.
+  machine, what it said last is printed, and another one begins.
 
 `over` is the share of times above the target, where there is one.
 
