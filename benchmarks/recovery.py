@@ -172,7 +172,7 @@ def main() -> None:
     """Measure, and publish."""
     options = arguments(str(__doc__).splitlines()[0]).parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = on_one_host(Path(folder, "one"), 2 if options.quick else 10)
+        found = on_one_host(Path(folder, "one"), 1 if options.quick else 10)
         found["cut"] = on_two_hosts(Path(folder), 1 if options.quick else 5)
     publish("recovery", [row(name, seconds) for name, seconds in found.items() if seconds], options.json)
 

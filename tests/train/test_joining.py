@@ -37,8 +37,11 @@ OVERRIDES = (
 )
 
 PLANS: dict[str, tuple[list[list[Any]], str, set[int]]] = {
-    "the first member is replaced": ([[0, "optimizer", 3]], "ready-3", {1, 2, 3}),
-    "a newcomer dies while it prepares": ([[1, "optimizer", 3], [3, "ready", 1]], "ready-3 ready-4", {0, 2, 4}),
+    "the first member is replaced, a newcomer dies while it prepares": (
+        [[0, "optimizer", 3], [3, "ready", 1]],
+        "ready-3 ready-4",
+        {1, 2, 4},
+    ),
     "a member dies as a newcomer is let in": ([[1, "optimizer", 3], [2, "admit", 1]], "ready-3", {0}),
 }
 
