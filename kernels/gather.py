@@ -14,7 +14,7 @@ from numba import config, njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from hpcvol.kernels.memory import copy_bytes
+from hpcvol.kernels.memory import copy_bytes, prefetch
 
 LOOKAHEAD = 8  # rows prefetched ahead of the copy
 PREFETCH_NBYTES = 1024  # of each row; for the rest the hardware prefetcher has seen the stream
@@ -23,9 +23,6 @@ if config.DISABLE_JIT:  # type: ignore[attr-defined]
 
     def _clear(target: int, nbytes: int) -> None:
         ctypes.memset(int(target), 0, int(nbytes))
-
-    def _prefetch(address: int) -> None:
-        pass
 
 else:
     _POINTER = ir.IntType(8).as_pointer()
@@ -39,18 +36,6 @@ else:
             return context.get_dummy_value()
 
         return types.void(types.int64, types.int64), generate
-
-    @intrinsic
-    def _prefetch(_context: Any, _address: Any) -> Any:
-        def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-            word = ir.IntType(32)
-            function_type = ir.FunctionType(ir.VoidType(), [_POINTER, word, word, word])
-            function = builder.module.declare_intrinsic("llvm.prefetch", [_POINTER], function_type)
-            read, keep_in_all_levels, data = word(0), word(3), word(1)
-            builder.call(function, [builder.inttoptr(args[0], _POINTER), read, keep_in_all_levels, data])
-            return context.get_dummy_value()
-
-        return types.void(types.int64), generate
 
 
 def bucket_table(row_starts: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
@@ -123,7 +108,7 @@ def gather_rows(
             region = _region_of(row, row_starts, buckets, shift)
             source = bases[region] + (row - row_starts[region]) * stride
             for offset in range(0, prefetched, 64):
-                _prefetch(source + offset)
+                prefetch(source + offset)
         i = ahead - LOOKAHEAD
         if i >= 0:
             row = indices[i]
