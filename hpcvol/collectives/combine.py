@@ -55,20 +55,18 @@ def finish(op: Op, vector: Vector, num_terms: int) -> None:
 
 def widened(vector: Vector) -> Vector:
     """Return a vector of a half type in float32."""
-    from hpcvol.kernels import half
+    from hpcvol.kernels import cast
 
     wide = np.empty(vector.size, np.float32)
-    kernel = half.widen_bfloat16 if vector.dtype.name == "bfloat16" else half.widen_float16
-    kernel(vector.view(np.uint16), wide)
+    cast.decode(vector.view(np.uint16), cast.FORMATS[vector.dtype.name], wide)
     return wide
 
 
 def narrow(wide: Vector, out: Vector) -> None:
     """Write a float32 vector, rounded, to one of a half type."""
-    from hpcvol.kernels import half
+    from hpcvol.kernels import cast
 
-    kernel = half.narrow_bfloat16 if out.dtype.name == "bfloat16" else half.narrow_float16
-    kernel(wide, out.view(np.uint16))
+    cast.encode(wide, cast.FORMATS[out.dtype.name], out.view(np.uint16))
 
 
 class OrderedIntegers:
