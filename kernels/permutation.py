@@ -20,7 +20,8 @@ _LOW32 = 0xFFFFFFFF
 
 
 @njit(nogil=True, cache=True)
-def _hash32(x: int) -> int:
+def hash32(x: int) -> int:
+    """Return a hash of x, both below 2^32: a bijection."""
     # Plain ints under a 32-bit mask: int64 wraps in compiled code and is exact in Python, the low 32 bits agree.
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & _LOW32
     x = ((x ^ (x >> 15)) * 0x846CA68B) & _LOW32
@@ -30,13 +31,13 @@ def _hash32(x: int) -> int:
 @njit(nogil=True, cache=True)
 def round_keys(seed: int, epoch: int) -> NDArray[np.int64]:
     """Return the keys of the rounds, int64[NUM_ROUNDS] below 2^32, a hash of the 63-bit `seed` and `epoch`."""
-    state = _hash32(seed & _LOW32)
-    state = _hash32(state ^ (seed >> 32))
-    state = _hash32(state ^ (epoch & _LOW32))
-    state = _hash32(state ^ (epoch >> 32))
+    state = hash32(seed & _LOW32)
+    state = hash32(state ^ (seed >> 32))
+    state = hash32(state ^ (epoch & _LOW32))
+    state = hash32(state ^ (epoch >> 32))
     keys = np.empty(NUM_ROUNDS, np.int64)
     for i in range(NUM_ROUNDS):
-        state = _hash32((state + 0x9E3779B9) & _LOW32)
+        state = hash32((state + 0x9E3779B9) & _LOW32)
         keys[i] = state
     return keys
 
@@ -48,12 +49,12 @@ def _encipher(values: Any, right_bits: int, left_mask: int, right_mask: int, key
         x = int(values[i])
         left, right = x >> right_bits, x & right_mask
         # Unequal halves change in turn, each under its own mask: a bijection for any number of bits, odd ones too.
-        left ^= _hash32(right ^ k0) & left_mask
-        right ^= _hash32(left ^ k1) & right_mask
-        left ^= _hash32(right ^ k2) & left_mask
-        right ^= _hash32(left ^ k3) & right_mask
-        left ^= _hash32(right ^ k4) & left_mask
-        right ^= _hash32(left ^ k5) & right_mask
+        left ^= hash32(right ^ k0) & left_mask
+        right ^= hash32(left ^ k1) & right_mask
+        left ^= hash32(right ^ k2) & left_mask
+        right ^= hash32(left ^ k3) & right_mask
+        left ^= hash32(right ^ k4) & left_mask
+        right ^= hash32(left ^ k5) & right_mask
         values[i] = (left << right_bits) | right
 
 
