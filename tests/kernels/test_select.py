@@ -81,8 +81,8 @@ def largest(values: Any, k: int) -> Any:
 def select(rule: Callable[..., Any], x: Any, feedback: bool, room: int, *parameters: Any) -> tuple[Any, Any]:
     """Apply a rule; check all that holds for each of them, and return the indices and x plus the residual before."""
     kept = x.copy()
-    residual = np.random.default_rng(2).standard_normal(x.size).astype(x.dtype) if feedback else None
     with np.errstate(all="ignore"):
+        residual = x / 2 if feedback else None  # so that magnitudes that are equal stay so
         corrected = x + residual if residual is not None else x
         indices, values = np.empty(room, np.int32), np.empty(room, x.dtype)
         found = rule(x, residual, *parameters, indices, values)
