@@ -13,6 +13,7 @@ class Guarantee:
         loop: who owns a step: "run" (hpcvol.start, Trainer, `hpcvol train`) or "optimizer" (DistributedOptimizer).
         sum: how gradients are added, "exact" or "float".
         robust: whether they are combined so that outliers cannot decide (`strategy.combine`), rather than averaged.
+        encoded: whether they are encoded before they are sent (`strategy.codec`).
         weights: what the trained weights depend on; empty where the combination is refused.
         samples: which samples an epoch takes.
         resume: what going on from a checkpoint gives.
@@ -22,6 +23,7 @@ class Guarantee:
     loop: str
     sum: str
     robust: bool = False
+    encoded: bool = False
     weights: str = ""
     samples: str = ""
     resume: str = ""
@@ -59,6 +61,29 @@ GUARANTEES = (
         remedy='robust combinations leave outliers out, and the exact sum adds every unit; set train.sum = "float"',
     ),
     Guarantee(
+        "run",
+        "float",
+        encoded=True,
+        weights="depend on the number of ranks and on the codec; what a step leaves out is added to the next, and a "
+        "member that dies takes along what it had not sent, one residual at most",
+        samples="each exactly once an epoch",
+        resume="goes on after the last checkpoint's step, with the sum of what members had not sent",
+    ),
+    Guarantee(
+        "run",
+        "float",
+        robust=True,
+        encoded=True,
+        remedy="what members' gradients have in common is lost where each leaves out others; set strategy.codec = "
+        '"none", or strategy.combine = "mean"',
+    ),
+    Guarantee(
+        "run",
+        "exact",
+        encoded=True,
+        remedy='a codec rounds, and the exact sum keeps every bit; set train.sum = "float", or strategy.codec = "none"',
+    ),
+    Guarantee(
         "optimizer",
         "float",
         weights="equal up to rounding, if every rank's portion is of the same size",
@@ -74,17 +99,19 @@ GUARANTEES = (
 )
 
 
-def require(loop: str, sum: str, *, robust: bool = False) -> Guarantee:
+def require(loop: str, sum: str, *, robust: bool = False, encoded: bool = False) -> Guarantee:
     """Return what is promised for a way to train.
 
     Raises:
         ConfigError: the combination cannot hold; says why and what to do. Or there is no such sum.
     """
-    found = next((one for one in GUARANTEES if (one.loop, one.sum, one.robust) == (loop, sum, robust)), None)
+    asked = loop, sum, robust, encoded and not (robust and sum == "exact")
+    found = next((one for one in GUARANTEES if (one.loop, one.sum, one.robust, one.encoded) == asked), None)
     if found is None:
         raise ConfigError(f'sum = "{sum}": expected "exact" or "float"')
     if found.remedy:
-        what = " and a robust strategy.combine" if robust else ""
+        asked_for = ["a robust strategy.combine"] * found.robust + ["a strategy.codec"] * found.encoded
+        what = "".join(f" and {one}" for one in asked_for)
         raise ConfigError(f'{_NAMES[loop]} with sum = "{sum}"{what}: {found.remedy}')
     return found
 
@@ -163,6 +190,6 @@ def table() -> str:
     lines = ["| loop | sum | weights | samples | resume |", "|---|---|---|---|---|"]
     for one in GUARANTEES:
         told = f"refused: {one.remedy} | |" if one.remedy else f"{one.weights} | {one.samples} | {one.resume}"
-        how = f"`{one.sum}`, robust" if one.robust else f"`{one.sum}`"
+        how = f"`{one.sum}`" + ", robust" * one.robust + ", encoded" * one.encoded
         lines.append(f"| `{_NAMES[one.loop]}` | {how} | {told} |")
     return "\n".join(lines) + "\n"

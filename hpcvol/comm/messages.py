@@ -30,10 +30,12 @@ _given_up: "list[MPI.Request]" = []
 class Message:
     """One message on its way: wait for it with `Messages.wait`."""
 
-    def __init__(self, request: "MPI.Request", peer: int, vector: Vector | None = None) -> None:
+    def __init__(self, request: "MPI.Request", peer: int, vector: Vector | None = None, *, up_to: bool = False) -> None:
         self.request = request
         self.peer = peer
         self.vector = vector  # where it arrives; None for one that is sent
+        self.up_to = up_to  # whether a shorter one may arrive
+        self.nbytes = 0 if vector is None else vector.nbytes  # once it has arrived: how long it is
 
 
 class Messages:
@@ -82,6 +84,11 @@ class Messages:
         request = self._communicator.Irecv([vector.view(np.uint8), self._byte], source, self._tag)
         return self._opened(Message(request, source, vector))
 
+    def receive_up_to(self, vector: Vector, source: int) -> Message:
+        """Start to receive at most `vector` from rank `source`; `nbytes` of the message tells how much has arrived."""
+        request = self._communicator.Irecv([vector.view(np.uint8), self._byte], source, self._tag)
+        return self._opened(Message(request, source, vector, up_to=True))
+
     def wait(self, message: Message) -> None:
         """Wait until a message has arrived, or the memory of a sent one may change. A second time returns at once."""
         if not message.request:
@@ -89,7 +96,9 @@ class Messages:
         done = self._test_of(message)
         if not done():
             self._group.waiting.until(done, self._group.poll)
-        if message.vector is not None:
+        if message.up_to:
+            message.nbytes = self._status.Get_count(self._byte)
+        elif message.vector is not None:
             self.take(message.vector, self._status.Get_count(self._byte), message.peer)
 
     def take(self, vector: Vector, nbytes: int, source: int) -> None:

@@ -1,18 +1,23 @@
 """All-reduce: every step, every rank ends with the sum of all ranks' vectors."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hpcvol import tracing
+from hpcvol.codecs import Codec, LowRank
 from hpcvol.collectives import Algorithm, allreduce, check_algorithm, check_name, exact_mean
 from hpcvol.collectives.direct import SharedVector
+from hpcvol.collectives.low_rank import Matrix
 from hpcvol.comm import Group
 from hpcvol.comm.calls import Call
 from hpcvol.strategies.between import Between
 from hpcvol.strategies.combinations import Combination
+from hpcvol.strategies.encoded_floats import EncodedFloats
 from hpcvol.strategies.exact_reducers import ExactBetween, NodeExact, PlainExact
+from hpcvol.strategies.feedback import Feedback
 from hpcvol.strategies.float_reducers import FloatsBetween, NodeFloats, PlainFloats
 from hpcvol.strategies.in_turn import InTurn, turns_of
 from hpcvol.strategies.memory import Memory
@@ -32,6 +37,8 @@ class AllReduce:
         algorithm: as `comm.algorithm`.
         bucket_nbytes: how many bytes of gradients are combined at once (`comm.bucket_nbytes`).
         combination: what becomes of members' gradients in floating point (`strategy.combine`); their mean by default.
+        codec: what gradients in floating point are encoded by (`strategy.codec`); none by default.
+        seed: of what codecs draw; the same on all members.
 
     Raises:
         ConfigError: an algorithm that does not exist, or cannot work over the group.
@@ -44,6 +51,8 @@ class AllReduce:
         algorithm: Algorithm = "auto",
         bucket_nbytes: int = BUCKET_NBYTES,
         combination: Combination | None = None,
+        codec: Codec | LowRank | None = None,
+        seed: int = 0,
     ) -> None:
         check_name(algorithm)
         with group.calling(Call.of("choose_algorithm", algorithm=algorithm)):
@@ -52,6 +61,8 @@ class AllReduce:
         self.algorithm: Algorithm = algorithm
         self.bucket_nbytes = bucket_nbytes
         self._combination = combination
+        self._codec = codec
+        self._seed = seed
         self._turns: InTurn | None = None
 
     def sum(self, vector: NDArray[Any]) -> None:
@@ -64,13 +75,29 @@ class AllReduce:
         with tracing.span("all-reduce max", nbytes=vector.nbytes):
             allreduce(self.group, vector, op="max", algorithm=self.algorithm)
 
-    def floats(self, buckets: Buckets, vector: Memory) -> FloatReducer:
+    def feedback(self, numel: int, dtype: "np.dtype[Any]") -> Feedback | None:
+        """Return what a vector's reducers keep from step to step; None where they encode nothing. Local."""
+        return None if self._codec is None else Feedback(numel, dtype, keeps=self._codec.has_feedback)
+
+    def floats(
+        self,
+        buckets: Buckets,
+        vector: Memory,
+        feedback: Feedback | None = None,
+        matrices: Sequence[Matrix] = (),
+    ) -> FloatReducer:
         """Return what sums a step's gradients in floating point. Collective.
 
         Args:
             buckets: elements, from and to, of each.
             vector: where they lie; its memory does not move.
+            feedback: of this vector, where gradients are encoded.
+            matrices: those in the vector.
         """
+        if self._codec is not None and feedback is not None:
+            several = self.group.node.size < self.group.size
+            shared = self._shared(self.group, vector) if several else None
+            return EncodedFloats(self.group, self._codec, shared, vector.mine, matrices, feedback, self._seed)
         if self._combination is not None:
             return RobustFloats(self.group, self.algorithm, vector.mine, self._combination)
         group = self._group_of_gradients()

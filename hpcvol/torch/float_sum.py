@@ -8,7 +8,9 @@ import numpy as np
 import torch
 
 from hpcvol.strategies.allreduce import AllReduce
+from hpcvol.strategies.encoded_floats import matrices_of
 from hpcvol.strategies.memory import Memory
+from hpcvol.strategies.reducer import FloatReducer
 from hpcvol.torch.layout import Layout
 from hpcvol.torch.readiness import in_one_order
 
@@ -28,6 +30,7 @@ class FloatGradients:
 
     Attributes:
         finished: whether parameters hold the sum over members, and no backward pass has come since.
+        feedbacks: what this member has not sent yet, by dtype; none where gradients are not encoded.
     """
 
     separate = False
@@ -47,6 +50,7 @@ class FloatGradients:
         self._flats = [
             _Flat([parameters[i] for i in indices], dtype, strategy, device) for dtype, indices in by_dtype.items()
         ]
+        self.feedbacks = [flat.feedback for flat in self._flats if flat.feedback is not None]
         places = {
             i: (flat, place)
             for flat, indices in zip(self._flats, by_dtype.values(), strict=True)
@@ -123,8 +127,10 @@ class FloatGradients:
             flat.rebuild()
 
     def commit(self) -> None:
-        """The next step sums anew."""
+        """The next step sums anew, and begins from what this one has not sent."""
         self.finished = False
+        for feedback in self.feedbacks:
+            feedback.commit()
 
     def close(self) -> None:
         """Let the parameters go."""
@@ -166,7 +172,10 @@ class _Flat:
         self.layout = Layout.of([p.numel() for _, p in parameters], strategy.bucket_nbytes // dtype.itemsize)
         self._strategy = strategy
         self._memory = Memory(self.layout.numel, _NUMPY[dtype])
-        self._reducer = strategy.floats(self.layout.buckets, self._memory)
+        shapes = zip(self.layout.starts, self._shapes, strict=True)
+        self._matrices = matrices_of([(start, tuple(shape)) for start, shape in shapes])
+        self.feedback = strategy.feedback(self.layout.numel, self._memory.dtype)
+        self._reducer = self._make_reducer()
         host = torch.from_numpy(self._reducer.vector)
         self._on_cpu = device.type == "cpu"
         self._tensor = host if self._on_cpu else torch.zeros_like(host, device=device)
@@ -176,7 +185,10 @@ class _Flat:
         return self._tensor[start : start + self.layout.numels[place]].view(self._shapes[place])
 
     def rebuild(self) -> None:
-        self._reducer = self._strategy.floats(self.layout.buckets, self._memory)
+        self._reducer = self._make_reducer()
+
+    def _make_reducer(self) -> FloatReducer:
+        return self._strategy.floats(self.layout.buckets, self._memory, self.feedback, self._matrices)
 
     def drop(self) -> None:
         if self._on_cpu:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from hpcvol import tracing
+from hpcvol.codecs import parse as parse_codec
 from hpcvol.collectives import Algorithm
 from hpcvol.comm import Group, together
 from hpcvol.elastic.bag import Bag
@@ -56,6 +57,7 @@ class Settings:
         bucket_nbytes: how many bytes of gradients are combined at once.
         elastic: whether the run goes on without members that die, where the MPI can.
         combine: what becomes of members' gradients under the float sum, as `strategy.combine`.
+        codec: what they are encoded by, as `strategy.codec`.
         verify_share: of units that two members compute, to be compared (`elastic.verify_share`).
         dealing: which member computes what.
     """
@@ -69,12 +71,13 @@ class Settings:
     bucket_nbytes: int = BUCKET_NBYTES
     elastic: bool = True
     combine: str = "mean"
+    codec: str = "none"
     verify_share: float = 0.0
     dealing: Terms = _EQUAL
 
     def __post_init__(self) -> None:
         robust = parse(self.combine) is not None
-        require("run", self.sum, robust=robust)
+        require("run", self.sum, robust=robust, encoded=parse_codec(self.codec) is not None)
         require_verifiable(self.sum, self.verify_share)
         require_dealing(self.sum, self.dealing.kind, robust=robust)
         if not 0 <= self.seed < 2**63:
@@ -133,7 +136,14 @@ class Run:
             # The last step of an epoch is the shortest.
             fewest = len(self.batching.units(self.batching.steps_per_epoch - 1))
             require_units(settings.combine, combination.least_members, fewest)
-        self.strategy = strategy(group, settings.algorithm, settings.bucket_nbytes, combination)
+        self.strategy = strategy(
+            group,
+            settings.algorithm,
+            settings.bucket_nbytes,
+            combination,
+            parse_codec(settings.codec),
+            settings.seed,
+        )
         self._applying = False
         self._guard = optimizer.register_step_pre_hook(self._refuse_step)
         self.gradients = self._make_gradients()

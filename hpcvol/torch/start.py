@@ -25,6 +25,7 @@ def start(
     *,
     sum: str = "exact",
     combine: str = "mean",
+    codec: str = "none",
     verify_share: float = 0.0,
     seed: int = 0,
     clip_norm: float | None = None,
@@ -49,6 +50,8 @@ def start(
         sum: "exact": the same weights to the bit at any number of members; "float": faster, without that promise.
         combine: under the float sum, what becomes of the gradients of members of whom some may be faulty:
             "median" and others, as `strategy.combine`.
+        codec: under the float sum, what members' gradients are encoded by before they are sent: "int8", "topk:0.01",
+            "powersgd:4" and others, as `strategy.codec`.
         verify_share: under the exact sum, the share of units that two members compute, to be compared: who is wrong is
             expelled.
         seed: decides sample order and the random numbers of each unit.
@@ -77,6 +80,7 @@ def start(
             seed,
             clip_norm,
             combine=combine,
+            codec=codec,
             verify_share=verify_share,
             dealing=Terms(dealing),
         )

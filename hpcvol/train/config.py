@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from hpcvol.codecs import parse as parse_codec
 from hpcvol.collectives import Algorithm
 from hpcvol.comm.launch import DETECT_SECONDS
 from hpcvol.elastic.units import default_unit_size
@@ -248,6 +249,13 @@ class StrategyConfig(_Section):
         "`multi_krum:FAULTY` (the member, or members, closest to the others, where so many may be faulty) and "
         "`centred_clip:RADIUS` (no member moves it by more); each member counts alike in them.",
     )
+    codec: str = Field(
+        default="none",
+        description="What gradients are encoded by before they are sent to other nodes, under the float sum: `bf16` or "
+        "`fp16`; `fp8`, `int8`, `int4`, `sign`, `ternary`, `qsgd:LEVELS` (small integers, a scale every 256 elements); "
+        "`topk:SHARE`, `randomk:SHARE`, `threshold:MAGNITUDE` (some elements, with `+int8` or another for their "
+        "values); `powersgd:RANK` (matrices as products of thin ones). What is left out is added to the next step.",
+    )
 
 
 class CheckpointConfig(_Section):
@@ -369,7 +377,8 @@ class Config(_Section):
     def _combination_can_be(self) -> Self:
         try:
             robust = parse_combination(self.strategy.combine) is not None
-            require("run", self.train.sum, robust=robust)
+            encoded = parse_codec(self.strategy.codec) is not None
+            require("run", self.train.sum, robust=robust, encoded=encoded)
             require_verifiable(self.train.sum, self.elastic.verify_share)
             require_dealing(self.train.sum, self.elastic.dealing, robust=robust)
             if self.elastic.refill or self.elastic.spares:

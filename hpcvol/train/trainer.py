@@ -221,6 +221,7 @@ class Trainer:
             config.comm.bucket_nbytes,
             config.elastic.enabled,
             config.strategy.combine,
+            config.strategy.codec,
             config.elastic.verify_share,
             Terms(config.elastic.dealing, config.elastic.priorities, config.elastic.limits),
         )
