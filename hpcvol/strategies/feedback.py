@@ -32,9 +32,10 @@ class Feedback:
         self._dtype = dtype
         self._keeps = keeps
         self._part = slice(0, 0)
+        self._owns = False
         self._residual = self._next = np.empty(0, dtype)
         self._factors = self._next_factors = np.empty(0, dtype)
-        self._placed: tuple[slice, Floats, int] | None = None
+        self._placed: tuple[slice, Floats, int, bool] | None = None
         self._inherited: tuple[set[int], Floats] | None = None
         self._begun = False
 
@@ -63,12 +64,13 @@ class Feedback:
                 residual[:] = whole[part]
         elif self._part == part and self._residual.size:
             residual[:] = self._residual
-        self._placed = part, residual, factors_numel
+        self._placed = part, residual, factors_numel, owns
 
     def hand_over(self, group: Group, leaving: set[int]) -> None:
         """Take over the residuals of members that are about to leave; `place` comes next. Collective with them."""
         if not self._keeps:
             return
+        self._settle()
         whole = self._whole() if group.members[group.rank] in leaving else np.zeros(self._numel, self._dtype)
         allreduce(group, whole)
         self._inherited = leaving, whole
@@ -96,22 +98,29 @@ class Feedback:
 
     def gathered(self, group: Group) -> Floats:
         """Return the sum of all members' residuals, [numel]. Collective."""
+        self._settle()
         whole = self._whole()
         if self._keeps:
             allreduce(group, whole)
         return whole
 
-    def load(self, whole: Floats, step: int, *, owns: bool) -> None:
-        """Go on from what `gathered` returned. Local; all members make the call."""
+    def load(self, whole: Floats | None, step: int) -> None:
+        """Go on from what `gathered` returned, None for nothing, after `step` steps. Local; all members make the call.
+
+        Raises:
+            ValueError: it is of another length.
+        """
         self._settle()
+        if whole is not None and whole.size != self._numel:
+            raise ValueError(f"{whole.size} elements, expected {self._numel}")
         self.step = step
-        self._residual[:] = whole[self._part] if owns else 0
+        self._residual[:] = whole[self._part] if whole is not None and self._owns and self._keeps else 0
 
     def _settle(self) -> None:
         """Take up what `place` has prepared: by now it came to an end on all members."""
         if self._placed is None:
             return
-        self._part, self._residual, factors_numel = self._placed
+        self._part, self._residual, factors_numel, self._owns = self._placed
         self._next = np.empty_like(self._residual)
         self._factors, self._next_factors = np.zeros(factors_numel, self._dtype), np.empty(factors_numel, self._dtype)
         self._placed = self._inherited = None

@@ -50,7 +50,7 @@ class FloatGradients:
         self._flats = [
             _Flat([parameters[i] for i in indices], dtype, strategy, device) for dtype, indices in by_dtype.items()
         ]
-        self.feedbacks = [flat.feedback for flat in self._flats if flat.feedback is not None]
+        self.feedbacks = {flat.dtype_name: flat.feedback for flat in self._flats if flat.feedback is not None}
         places = {
             i: (flat, place)
             for flat, indices in zip(self._flats, by_dtype.values(), strict=True)
@@ -129,7 +129,7 @@ class FloatGradients:
     def commit(self) -> None:
         """The next step sums anew, and begins from what this one has not sent."""
         self.finished = False
-        for feedback in self.feedbacks:
+        for feedback in self.feedbacks.values():
             feedback.commit()
 
     def close(self) -> None:
@@ -172,6 +172,7 @@ class _Flat:
         self.layout = Layout.of([p.numel() for _, p in parameters], strategy.bucket_nbytes // dtype.itemsize)
         self._strategy = strategy
         self._memory = Memory(self.layout.numel, _NUMPY[dtype])
+        self.dtype_name = self._memory.dtype.name
         shapes = zip(self.layout.starts, self._shapes, strict=True)
         self._matrices = matrices_of([(start, tuple(shape)) for start, shape in shapes])
         self.feedback = strategy.feedback(self.layout.numel, self._memory.dtype)

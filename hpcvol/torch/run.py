@@ -23,6 +23,7 @@ from hpcvol.errors import CheckpointError, ConfigError, ModelError
 from hpcvol.guarantees import require, require_dealing, require_units, require_verifiable
 from hpcvol.strategies.allreduce import AllReduce
 from hpcvol.strategies.combinations import parse
+from hpcvol.strategies.feedback import Feedback
 from hpcvol.strategies.reducer import BUCKET_NBYTES
 from hpcvol.strategies.verified_exact import VerifiedAllReduce
 from hpcvol.torch.buffers import Buffers
@@ -41,6 +42,9 @@ from hpcvol.torch.verification import Verification
 logger = logging.getLogger("hpcvol")
 
 _EQUAL = Terms("equal")
+
+# What members say with the records of a step.
+_RESIDUAL = "residual_norm"
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,7 @@ class Run:
         member: this process's id, never reused.
         facts: what decides the weights besides code and data, as it was at the start.
         replacing: has members that died replaced, where there is one.
+        lost_residuals: of members that died: id, and the norm of what it had not sent of its gradients, as it had told.
         is_first: whether this is the member that writes and prints for all.
     """
 
@@ -160,6 +165,9 @@ class Run:
                 "elastic.priorities or elastic.limits name %s: no member has that id, or is on a host of that name",
                 ", ".join(map(repr, unknown)),
             )
+        self.lost_residuals: list[tuple[int, float]] = []
+        self._residual_norms: dict[int, float] = {}
+        self._leaving: set[int] = set()
         self.broadcast_model()
         self.membership.add(self)
         self.replacing: Replacing | None = None
@@ -277,6 +285,9 @@ class Run:
             self.buffers.prepare()
         self.gradients.commit()
         self.buffers.commit()
+        if self._feedbacks:
+            self._residual_norms = {member: said.get(_RESIDUAL, 0.0) for member, said in step.told.items()}
+            self.membership.saying[_RESIDUAL] = math.hypot(*(feedback.norm for feedback in self._feedbacks.values()))
         self._learn_speeds(step)
         self.step += 1
         # Units left the generators where this worker's last unit put them; what is drawn between steps must not tell.
@@ -287,8 +298,13 @@ class Run:
         self.strategy.abandon()
 
     def can_spare(self, leaving: set[int]) -> bool:
-        """As `hpcvol.elastic.membership.Part`: every member has all there is."""
-        return bool(set(self.group.members) - leaving)
+        """As `hpcvol.elastic.membership.Part`: all there is but residuals every member has."""
+        if not set(self.group.members) - leaving:
+            return False
+        for feedback in self._feedbacks.values():
+            feedback.hand_over(self.group, leaving)
+        self._leaving |= leaving
+        return True
 
     def hand_over(self) -> None:
         """As `hpcvol.elastic.membership.Part`: every member has all there is."""
@@ -296,6 +312,9 @@ class Run:
     def rebuild(self) -> None:
         """As `hpcvol.elastic.membership.Part`."""
         self.loader.forget()
+        gone = self._residual_norms.keys() - set(self.group.members)
+        self.lost_residuals += [(one, self._residual_norms[one]) for one in sorted(gone - self._leaving)]
+        self._residual_norms = {one: norm for one, norm in self._residual_norms.items() if one not in gone}
         self.gradients.rebuild()
         self.buffers.rebuild()
         self.dealing.rebuild()
@@ -329,6 +348,26 @@ class Run:
                 f"the checkpoint's state has no entry {error}: it was not written by this version"
             ) from None
         self.buffers.take_current()
+
+    def residuals(self) -> dict[str, torch.Tensor]:
+        """Return the sums of what members have not sent of their gradients, by dtype: for a checkpoint. Collective."""
+        return {name: torch.from_numpy(one.gathered(self.group)) for name, one in self._feedbacks.items()}
+
+    def load_residuals(self, stored: Mapping[str, torch.Tensor]) -> None:
+        """Go on from what `residuals` returned, after `load_state`. Local; the same on every member.
+
+        Raises:
+            CheckpointError: they are of another model.
+        """
+        for name, feedback in self._feedbacks.items():
+            try:
+                feedback.load(None if name not in stored else stored[name].numpy(), self.step)
+            except ValueError as error:
+                raise CheckpointError(f"the checkpoint's residuals are not of this model: {error}") from None
+
+    @property
+    def _feedbacks(self) -> dict[str, Feedback]:
+        return self.gradients.feedbacks if isinstance(self.gradients, FloatGradients) else {}
 
     def close(self) -> None:
         """End the threads that fetch and communicate, and let the model and the optimizer go."""

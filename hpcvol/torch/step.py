@@ -79,6 +79,7 @@ class Step:
         gradient_norm: 2-norm of the step's gradient, before clipping.
         attempts: how often the units were computed.
         shares: what each member computed, and how long that took.
+        told: what each member said with its records (`Membership.saying`), by member.
     """
 
     def __init__(self, run: "Run", index: int) -> None:
@@ -91,7 +92,7 @@ class Step:
         self._records: dict[int, UnitRecord] = {}
         self._probed: list[Digests] | None = None
         self._last = False
-        self._told: dict[int, dict[str, Any]] = {}
+        self.told: dict[int, dict[str, Any]] = {}
         self.index = index
         self.epoch = run.batching.epoch(index)
         self.num_samples = sum(span.count for span in self._units)
@@ -127,7 +128,7 @@ class Step:
                 break
             bag = self._begin()
         self._run.apply(self)
-        self._run.membership.told = self._told
+        self._run.membership.told = self.told
         tracing.record("step", began_ns, step=self.index)
 
     def backward(
@@ -276,10 +277,10 @@ class Step:
         with tracing.span("gather records"):
             everybody = gather_agreed(self._run.group, mine, self._failure, f"computing step {self.index}")
         self.shares = []
-        self._told = {}
+        self.told = {}
         self._seals = {}
         for member, samples, seconds, units, told, seal in everybody:
-            self._told[member] = told
+            self.told[member] = told
             self._seals[member] = seal
             records |= {index: UnitRecord(member, *values) for index, *values in units}
             spans = [covered(self._units, index, num_samples) for index, num_samples, *_ in units]

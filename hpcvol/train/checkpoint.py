@@ -1,9 +1,10 @@
 """Checkpoints: folders that are there whole or not at all.
 
 `checkpoints/step-00000120/` holds `model.safetensors` (parameters and buffers), `optimizer.pt` (the optimizer's state,
-loadable with `weights_only=True`) and `state.json` (everything else, and the size and digest of the other two). It is
-written as `.step-00000120.RANDOM.partial`, synced and renamed. `checkpoints/best` points to the one with the lowest
-validation loss.
+loadable with `weights_only=True`), where gradients are encoded `residuals.safetensors` (the sums of what members had
+not sent), and `state.json` (everything else, and the size and digest of the others). It is written as
+`.step-00000120.RANDOM.partial`, synced and renamed. `checkpoints/best` points to the one with the lowest validation
+loss.
 """
 
 import os
@@ -23,6 +24,7 @@ from hpcvol.train.checkpoint_files import (
     FORMAT,
     MODEL,
     OPTIMIZER,
+    RESIDUALS,
     STATE,
     checkpoints_in,
     digest_of,
@@ -145,6 +147,12 @@ def read_optimizer(path: Path) -> dict[str, Any]:
     return stored
 
 
+def read_residuals(path: Path) -> dict[str, torch.Tensor]:
+    """Return the residuals that checkpoint `path` holds, none where there are none. Local."""
+    file = path / RESIDUALS
+    return safetensors.torch.load_file(file) if file.exists() else {}
+
+
 def load_optimizer(path: Path, stored: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
     """Load what `read_optimizer(path)` returned, in place. Local.
 
@@ -234,7 +242,11 @@ def _write_parts(folder: Path, content: Snapshot, state: Mapping[str, Any]) -> N
     safetensors.torch.save_file(content.model, folder / MODEL, metadata={"format": "pt"})
     with (folder / OPTIMIZER).open("wb") as file:  # given a path, torch does not say why it cannot write
         torch.save(content.optimizer, file)
-    for name in (MODEL, OPTIMIZER):
+    names = [MODEL, OPTIMIZER]
+    if content.residuals:
+        safetensors.torch.save_file(content.residuals, folder / RESIDUALS)
+        names.append(RESIDUALS)
+    for name in names:
         sync(folder / name)
-    files = {name: [(folder / name).stat().st_size, digest_of(folder / name)] for name in (MODEL, OPTIMIZER)}
+    files = {name: [(folder / name).stat().st_size, digest_of(folder / name)] for name in names}
     write_whole(folder / STATE, seal({"format": FORMAT, "files": files, **state}))

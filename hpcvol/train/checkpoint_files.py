@@ -10,6 +10,7 @@ import xxhash
 
 FORMAT = 6
 MODEL, OPTIMIZER, STATE, BEST = "model.safetensors", "optimizer.pt", "state.json", "best"
+RESIDUALS = "residuals.safetensors"  # where `strategy.codec` leaves something out
 _NAME = re.compile(r"step-\d{8,}")  # others in the folder are not ours: a copy that somebody keeps
 _CHUNK_NBYTES = 1 << 24
 

@@ -95,24 +95,31 @@ def receive_state(group: Group, found: Found) -> dict[str, Any]:
     return received
 
 
-def load(run: Run, found: Found) -> None:
+def load(run: Run, found: Found) -> dict[str, torch.Tensor]:
     """Load model and optimizer of all members from the checkpoint that one of them has. Collective.
 
     That one reads the files, the others receive tensor by tensor, into the model and into what the optimizer keeps.
+
+    Returns:
+        The residuals that it holds.
 
     Raises:
         CheckpointError: it is of another model or optimizer; the same on every member.
     """
     group, path = run.group, found.path
     stored: dict[str, Any] = {}
+    residuals: dict[str, torch.Tensor] = {}
     with together(group, f"loading {found.name}"):
         if group.rank == found.owner:
             checkpoint.load_weights(path / MODEL, run.model)
             stored = checkpoint.read_optimizer(path)
+            residuals = checkpoint.read_residuals(path)
     run.broadcast_model(found.owner)
     stored = spread(group, stored, found.owner)
+    residuals = spread(group, residuals, found.owner)
     with together(group, f"loading {found.name}"):
         checkpoint.load_optimizer(path, stored, run.optimizer)
+    return residuals
 
 
 def start_from(run: Run, weights: Path) -> None:

@@ -67,6 +67,7 @@ class Saver:
         step: int,
         model: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
+        residuals: Mapping[str, torch.Tensor],
         state: Mapping[str, Any],
         *,
         best: bool,
@@ -77,6 +78,7 @@ class Saver:
             step: steps made.
             model: on any device.
             optimizer: of that model.
+            residuals: what members have not sent of their gradients.
             state: all else that the checkpoint holds.
             best: whether no other has a lower validation loss.
         """
@@ -92,7 +94,7 @@ class Saver:
             if step != self._copied_step:
                 self._copied_step = None
                 with tracing.span("checkpoint copy"):
-                    snapshot.take(model, optimizer)
+                    snapshot.take(model, optimizer, residuals)
                 self._copied_step = step
             copied = time.perf_counter()
         except CheckpointError as error:

@@ -12,19 +12,24 @@ class Snapshot:
     Attributes:
         model: parameters and buffers by name, on the CPU; tensors that share all of their memory (tied weights) once.
         optimizer: what `optimizer.state_dict()` returned, its tensors on the CPU.
+        residuals: what members have not sent of their gradients; empty where they send all.
     """
 
     def __init__(self) -> None:
         self.model: dict[str, torch.Tensor] = {}
         self.optimizer: dict[str, Any] = {}
+        self.residuals: dict[str, torch.Tensor] = {}
         self._memory: dict[tuple[Any, ...], torch.Tensor] = {}
         self._used: set[tuple[Any, ...]] = set()
 
-    def take(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def take(
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, residuals: Mapping[str, torch.Tensor]
+    ) -> None:
         """Copy the present state. Local; the first call takes as much memory as model and optimizer do."""
         self._used.clear()
         self.model = {name: self._copy(value, ("model", name)) for name, value in untied(model.state_dict()).items()}
         self.optimizer = self._copy_tree(optimizer.state_dict(), ("optimizer",))
+        self.residuals = {name: self._copy(value, ("residuals", name)) for name, value in residuals.items()}
         if any(value.is_cuda for value in model.state_dict().values()):
             torch.cuda.synchronize()
         for place in self._memory.keys() - self._used:

@@ -249,6 +249,7 @@ class Trainer:
         membership = self.run.membership
         self._ledger = Ledger(self._run_dir / LEDGER_NAME if keeps else None, lambda: membership.has_newest_view)
         self._changes_told: dict[str, int] = {}
+        self._residuals: tuple[int, dict[str, torch.Tensor]] = (-1, {})
         if self._invited is not None:
             self._join(self._invited)
             return
@@ -346,6 +347,7 @@ class Trainer:
                 "ledger": self._ledger.recent,
                 "changes": self._changes_told,
                 "slow": run.slow,
+                "residuals": self._residuals[0],
             }
         theirs = group.broadcast_object(ours)
         if self._invited is not None:
@@ -358,6 +360,7 @@ class Trainer:
             self._ledger.follow(*theirs["ledger"])
             self._changes_told = theirs["changes"]
             run.slow = theirs["slow"]
+            self._residuals = theirs["residuals"], {}
 
     def abandon(self) -> None:
         """As `hpcvol.elastic.membership.Part`."""
@@ -416,9 +419,10 @@ class Trainer:
             if self.run.settings.sum == "exact":
                 check_numerics(found.name, state["numerics"], self._numerics)
             self._numerics = distinct([*state["numerics"], *self._numerics])
-        load(self.run, found)
+        residuals = load(self.run, found)
         with together(self._group, f"going on from {found.name}"):
             self.run.load_state(state["run"])
+            self.run.load_residuals(residuals)
             self._progress = Progress(**state["progress"])
             self._ledger_head = Head(**state["ledger"])
             if state["best"] and self._checkpoints is not None and self._group.rank == found.owner:
@@ -473,6 +477,8 @@ class Trainer:
                 self.run.membership.attempt(self._trace.compare_clocks)
             if news := self._saver.news():
                 self._report.say(news)
+            if best or notices & (Notice.STOP | Notice.DUE):
+                self._gather_residuals()
             if notices & Notice.STOP:
                 self._save(best=best)
                 self._wait_for_checkpoint(best=best)
@@ -521,6 +527,9 @@ class Trainer:
         for name, times in self.run.slow[told.get("slow", 0) :]:
             self._ledger.event("slow", who=[name], times=round(times, 1))
         told["slow"] = len(self.run.slow)
+        for member, norm in self.run.lost_residuals[told.get("residual", 0) :]:
+            self._ledger.event("residual lost", who=[f"member {member}"], norm=norm)
+        told["residual"] = len(self.run.lost_residuals)
 
     def _forward(self, unit: Unit) -> Any:
         bf16 = self._config.train.precision == "bf16"
@@ -602,7 +611,12 @@ class Trainer:
             "ledger": asdict(self._ledger.head),
         }
         self._ledger.sync()
-        self._saver.save(self.run.step, self.run.model, self.run.optimizer, state, best=best)
+        self._saver.save(self.run.step, self.run.model, self.run.optimizer, self._residuals[1], state, best=best)
+
+    def _gather_residuals(self) -> None:
+        """Have the residuals of the present step for a checkpoint, also where it is written again. Collective."""
+        if self._residuals[0] != self.run.step:
+            self._residuals = self.run.step, self.run.membership.attempt(self.run.residuals)
 
     def _wait_for_checkpoint(self, *, best: bool) -> None:
         """Wait until the checkpoint of the present step is written. Collective."""
@@ -621,6 +635,7 @@ class Trainer:
     def _finish(self) -> None:
         """Test, write the last checkpoint and, last, the summary. Collective."""
         best = self._data.val is not None and self._progress.validated_step != self.run.step and self._validate()
+        self._gather_residuals()
         if best or self._saver.step != self.run.step:
             self._save(best=best)
         self._wait_for_checkpoint(best=best)

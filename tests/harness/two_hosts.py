@@ -1,7 +1,9 @@
 """Ranks of one machine as if they were on several hosts, which look at folders of their own."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+
+import pytest
 
 from hpcvol.comm import Group
 
@@ -21,3 +23,16 @@ def as_hosts(group: Group, host_of_rank: Sequence[int]) -> Iterator[Group]:
         yield made
     finally:
         made.close()
+
+
+@contextmanager
+def hosts_of(group: Group, monkeypatch: pytest.MonkeyPatch) -> Iterator[Group]:
+    """The ranks of `group` on two hosts, and what is split from them too; a group of one as it is. Collective."""
+    if group.size == 1:
+        yield group
+        return
+    layout = [0 if 2 * rank < group.size else 1 for rank in range(group.size)]
+    with ExitStack() as made:
+        spread = made.enter_context(as_hosts(group, layout))
+        monkeypatch.setattr(spread, "split", lambda _: made.enter_context(as_hosts(group, layout)), raising=False)
+        yield spread

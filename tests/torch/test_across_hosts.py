@@ -1,14 +1,13 @@
 """Training on ranks of one machine as if they were on two hosts: buckets are combined while others are computed."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from training import DEVICE, Regression, assert_same_alone, built, make_run, numbers, outcome, sgd, train
-from two_hosts import as_hosts
+from two_hosts import hosts_of
 
 from hpcvol.comm import Group
 from hpcvol.strategies.allreduce import AllReduce
@@ -17,19 +16,6 @@ from hpcvol.torch.optimizer import DistributedOptimizer
 from hpcvol.torch.run import Settings
 
 SMALL = 64  # bytes a bucket: nearly every parameter has its own
-
-
-@contextmanager
-def hosts_of(group: Group, monkeypatch: pytest.MonkeyPatch) -> Iterator[Group]:
-    """The ranks of `group` on two hosts, and what is split from them too; a group of one as it is. Collective."""
-    if group.size == 1:
-        yield group
-        return
-    layout = [0 if 2 * rank < group.size else 1 for rank in range(group.size)]
-    with ExitStack() as made:
-        spread = made.enter_context(as_hosts(group, layout))
-        monkeypatch.setattr(spread, "split", lambda _: made.enter_context(as_hosts(group, layout)), raising=False)
-        yield spread
 
 
 class Alternating(nn.Module):

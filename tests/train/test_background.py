@@ -225,14 +225,14 @@ def test_a_snapshot_is_a_copy_and_its_memory_is_used_again() -> None:
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     snapshot = Snapshot()
-    snapshot.take(model, optimizer)
+    snapshot.take(model, optimizer, {})
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     places = {tensor.data_ptr() for tensor in snapshot.model.values()}
     optimizer.step()
     assert all(torch.equal(snapshot.model[name], before[name]) for name in before)
     assert snapshot.optimizer["state"][0]["step"] == 1
     assert snapshot.optimizer["param_groups"] == optimizer.state_dict()["param_groups"]
-    snapshot.take(model, optimizer)
+    snapshot.take(model, optimizer, {})
     assert {tensor.data_ptr() for tensor in snapshot.model.values()} == places
     assert all(torch.equal(snapshot.model[name], tensor) for name, tensor in model.state_dict().items())
     assert snapshot.optimizer["state"][0]["step"] == 2

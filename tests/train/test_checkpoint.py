@@ -42,7 +42,7 @@ def parts(seed: int = 0) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
 
 def snapshot(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Snapshot:
     taken = Snapshot()
-    taken.take(model, optimizer)
+    taken.take(model, optimizer, {})
     return taken
 
 

@@ -1,0 +1,124 @@
+"""Training with gradients that a codec encodes: on one host and on two, at any number of ranks."""
+
+from contextlib import closing
+
+import numpy as np
+import pytest
+import torch
+from training import Regression, built, make_run, numbers, sgd, train
+from two_hosts import hosts_of
+
+from hpcvol.comm import Group
+from hpcvol.errors import ConfigError
+from hpcvol.strategies.feedback import Feedback
+from hpcvol.torch.run import Settings
+
+STEPS = 12
+CODECS = ["bf16", "int8", "topk:0.3+int8", "randomk:0.5", "powersgd:2", "ternary"]
+
+
+def last_loss(group: Group, codec: str) -> float:
+    model, samples = built(Regression), numbers(64)
+    with closing(make_run(group, model, samples, Settings(32, 8, sum="float", codec=codec), sgd)) as run:
+        train(run, STEPS)
+        weights = np.concatenate([p.detach().numpy().ravel() for p in model.parameters()])
+    assert group.gather_objects(weights.tobytes()) == [weights.tobytes()] * group.size
+    with torch.no_grad():
+        return float(model(samples.fields["x"], samples.fields["y"]))
+
+
+@pytest.mark.limit_seconds(240)
+@pytest.mark.parametrize("codec", CODECS)
+def test_members_keep_the_same_weights_and_the_loss_falls_as_without(group: Group, codec: str) -> None:
+    begin, plain = last_loss_at_the_start(), last_loss(group, "none")
+    assert last_loss(group, codec) < plain + 0.4 * (begin - plain)
+
+
+def last_loss_at_the_start() -> float:
+    model, samples = built(Regression), numbers(64)
+    with torch.no_grad():
+        return float(model(samples.fields["x"], samples.fields["y"]))
+
+
+@pytest.mark.limit_seconds(240)
+@pytest.mark.parametrize("codec", ["int8", "topk:0.3", "powersgd:2"])
+def test_between_hosts(group: Group, codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin, plain = last_loss_at_the_start(), last_loss(group, "none")
+    with hosts_of(group, monkeypatch) as spread:
+        assert last_loss(spread, codec) < plain + 0.4 * (begin - plain)
+
+
+def kept(feedback: Feedback, group: Group) -> np.ndarray:
+    return feedback.gathered(group)
+
+
+def take_steps(feedback: Feedback, value: float) -> None:
+    residual, _ = feedback.begin()
+    assert residual is not None
+    residual += value
+    feedback.commit()
+
+
+def test_a_step_that_is_not_committed_changes_nothing(group: Group) -> None:
+    feedback = Feedback(10, np.dtype(np.float32), keeps=True)
+    feedback.place(group, slice(0, 10), 0, owns=group.rank == 0)
+    take_steps(feedback, 1.0)
+    residual, _ = feedback.begin()
+    assert residual is not None
+    residual += 5
+    feedback.place(group, slice(0, 10), 0, owns=group.rank == 0)  # somebody died: the step is computed again
+    residual, _ = feedback.begin()
+    np.testing.assert_array_equal(residual, np.ones(10, np.float32))
+    feedback.commit()
+    np.testing.assert_array_equal(kept(feedback, group), group.size)
+
+
+def test_the_sum_stays_when_slices_are_cut_anew(group: Group) -> None:
+    feedback = Feedback(12, np.dtype(np.float64), keeps=True)
+    half = slice(0, 6) if group.rank % 2 == 0 else slice(6, 12)
+    feedback.place(group, half, 0, owns=group.rank < 2)
+    take_steps(feedback, 1.0 + group.rank)
+    before = kept(feedback, group)
+    feedback.place(group, slice(0, 12), 0, owns=group.rank == 0)
+    np.testing.assert_array_equal(kept(feedback, group), before)
+    residual, _ = feedback.begin()
+    np.testing.assert_array_equal(residual, before if group.rank == 0 else np.zeros(12))
+
+
+def test_who_leaves_hands_its_residual_over(group: Group) -> None:
+    if group.size == 1:
+        pytest.skip("nobody to hand it to")
+    feedback = Feedback(8, np.dtype(np.float64), keeps=True)
+    feedback.place(group, slice(0, 8), 0, owns=group.rank == 0)
+    take_steps(feedback, 1.0 + group.rank)
+    before, last = kept(feedback, group), group.size - 1
+    feedback.hand_over(group, {group.members[last]})
+    stay = group.part(int(group.rank == last))
+    if group.rank != last:
+        feedback.place(stay, slice(0, 8), 0, owns=stay.rank == 0)
+        np.testing.assert_array_equal(kept(feedback, stay), before)
+    stay.close()
+
+
+def test_what_is_stored_is_owned_by_one(group: Group) -> None:
+    feedback = Feedback(8, np.dtype(np.float64), keeps=True)
+    feedback.place(group, slice(0, 8), 0, owns=group.rank == 0)
+    whole = np.arange(8.0)
+    feedback.load(whole, 7)
+    assert feedback.step == 7
+    np.testing.assert_array_equal(kept(feedback, group), whole)
+    with pytest.raises(ValueError, match="9 elements, expected 8"):
+        feedback.load(np.zeros(9), 7)
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"codec": "int8"}, r'set train.sum = "float", or strategy.codec = "none"'),
+        ({"codec": "int8", "sum": "float", "combine": "median"}, r'strategy.combine = "mean"'),
+        ({"codec": "int9", "sum": "float"}, "no codec is called"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(settings: dict[str, str], part: str) -> None:
+    with pytest.raises(ConfigError, match=part):
+        Settings(8, 2, **settings)  # type: ignore[arg-type]
