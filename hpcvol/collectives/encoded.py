@@ -10,16 +10,18 @@ Four ways, of which the codec and the number of ranks decide (`how`). For n rank
 - summed: payloads that are vectors themselves, by an ordinary all-reduce.
 """
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcvol.codecs import Codec, Floats, Payload, Seeds, Sparsify
+from hpcvol.codecs import Codec, Floats, Seeds, Sparsify
 from hpcvol.collectives.calling import calling
-from hpcvol.collectives.choose import choose
 from hpcvol.collectives.folding import Fold
+from hpcvol.collectives.payloads import PayloadBuffer, exchange, others, spread
 from hpcvol.collectives.slices import even_bounds
+from hpcvol.collectives.thin import ThinSum
 from hpcvol.comm.group import Group
 from hpcvol.comm.messages import Messages
 from hpcvol.errors import CommError
@@ -64,8 +66,9 @@ class EncodedSum:
             rooms = [codec.room(stop - start, dtype) for start, stop in self._bounds]
         elif self._way == "summed":
             rooms = rooms[:1]
-        self._payloads = [np.empty(room, np.uint8) for room in rooms]
-        self._arriving = [np.empty(rooms[group.rank], np.uint8) for _ in rooms] if self._way == "two_shots" else []
+            self._thin = ThinSum(group, rooms[0] // dtype.itemsize, dtype)
+        self._buffers = [PayloadBuffer(room) for room in rooms]
+        self._arriving = [PayloadBuffer(rooms[group.rank]) for _ in rooms] if self._way == "two_shots" else []
         self.sent_nbytes = 0
 
     def sum(self, vector: Floats, residual: Floats | None, seed: int, step: int) -> None:
@@ -88,7 +91,6 @@ class EncodedSum:
                 vector += residual
                 residual.fill(0)
             return
-        self.sent_nbytes = 0
         seeds = [Seeds.of(seed, step, rank) for rank in range(group.size)]
         with calling(group, "allreduce", vector, None, "sum"):
             {"gathered": self._gather, "two_shots": self._two_shots, "merged": self._merge, "summed": self._sum}[
@@ -96,81 +98,60 @@ class EncodedSum:
             ](vector, residual, seeds)
 
     def _gather(self, vector: Floats, residual: Floats | None, seeds: list[Seeds]) -> None:
-        group, rank = self._group, self._group.rank
-        used = self._codec.encode(vector, residual, seeds[rank], self._payloads[rank])
-        self._spread(used)
+        rank = self._group.rank
+        self._encode(vector, residual, seeds[rank], self._buffers[rank])
+        self.sent_nbytes = spread(self._group, self._buffers)
         vector.fill(0)
-        for source, payload in enumerate(self._payloads):
-            self._add(payload[: self._used[source]], seeds[source], source, vector)
-        del group
+        for source, buffer in enumerate(self._buffers):
+            self._add(buffer, seeds[source], source, vector)
 
     def _two_shots(self, vector: Floats, residual: Floats | None, seeds: list[Seeds]) -> None:
-        group, codec = self._group, self._codec
-        mine = vector[self._mine]
-        with Messages(group) as messages:
-            arriving = {}
-            for distance in range(1, group.size):
-                source = (group.rank - distance) % group.size
-                arriving[source] = messages.receive_up_to(self._arriving[source], source)
-            for distance in range(1, group.size):
-                owner = (group.rank + distance) % group.size
+        group, rank, mine = self._group, self._group.rank, vector[self._mine]
+
+        def encoded() -> Iterator[tuple[int, PayloadBuffer]]:
+            for owner in others(group):
                 part = slice(*self._bounds[owner])
                 lost = None if residual is None else residual[part]
-                used = codec.encode(vector[part], lost, seeds[group.rank], self._payloads[owner])
-                messages.send(self._payloads[owner][:used], owner)
-                self.sent_nbytes += used
-            # The owner's own part needs no encoding; the order is that of ranks, for the same bits every time.
-            for source, message in sorted(arriving.items()):
-                messages.wait(message)
-                self._add(self._arriving[source][: message.nbytes], seeds[source], source, mine)
+                self._encode(vector[part], lost, seeds[rank], self._buffers[owner])
+                yield owner, self._buffers[owner]
+
+        sources = sorted(others(group))
+        self.sent_nbytes = exchange(group, encoded(), [(source, self._arriving[source]) for source in sources])
+        # The owner's own part needs no encoding; the order is that of ranks, for the same bits every time.
+        for source in sources:
+            self._add(self._arriving[source], seeds[source], source, mine)
         lost = None if residual is None else residual[self._mine]
-        used = codec.encode(mine, lost, _second(seeds[group.rank]), self._payloads[group.rank])
-        self._spread(used)
+        self._encode(mine, lost, _second(seeds[rank]), self._buffers[rank])
+        self.sent_nbytes += spread(group, self._buffers)
         vector.fill(0)
-        for owner, payload in enumerate(self._payloads):
-            part = slice(*self._bounds[owner])
-            self._add(payload[: self._used[owner]], _second(seeds[owner]), owner, vector[part])
+        for owner, buffer in enumerate(self._buffers):
+            self._add(buffer, _second(seeds[owner]), owner, vector[slice(*self._bounds[owner])])
 
     def _sum(self, vector: Floats, residual: Floats | None, seeds: list[Seeds]) -> None:
-        payload = self._payloads[0]
-        self._codec.encode(vector, residual, seeds[self._group.rank], payload)
-        summands = payload.view(vector.dtype)
-        choose(self._group, summands, "auto")(self._group, summands, "sum")
-        self.sent_nbytes += payload.size
+        (buffer,) = self._buffers
+        self._encode(vector, residual, seeds[self._group.rank], buffer)
+        self.sent_nbytes = self._thin.sum(buffer.filled.view(vector.dtype))
         vector.fill(0)
-        self._codec.accumulate(payload, seeds[0], vector)
+        self._codec.accumulate(buffer.filled, seeds[0], vector)
 
     def _merge(self, vector: Floats, residual: Floats | None, seeds: list[Seeds]) -> None:
         from hpcvol.kernels import sparse
 
         codec, rank = self._codec, self._group.rank
         assert isinstance(codec, Sparsify)
-        used = codec.encode(vector, residual, seeds[rank], self._payloads[rank])
-        part = codec.decode(self._payloads[rank][:used], seeds[rank], vector.size, vector.dtype)
+        self._encode(vector, residual, seeds[rank], self._buffers[rank])
+        part = codec.decode(self._buffers[rank].filled, seeds[rank], vector.size, vector.dtype)
         part = _Doubling(self._group, codec.count(vector.size), vector).merge(*part)
-        self.sent_nbytes += part[0].nbytes + part[1].nbytes
+        self.sent_nbytes = part[0].nbytes + part[1].nbytes
         vector.fill(0)
         sparse.add(*part, vector)
 
-    def _spread(self, used: int) -> None:
-        """Send the first bytes of this rank's payload to all others, and receive theirs. Collective."""
-        group = self._group
-        self._used = [used] * group.size
-        with Messages(group) as messages:
-            arriving = []
-            for distance in range(1, group.size):
-                source = (group.rank - distance) % group.size
-                arriving.append(messages.receive_up_to(self._payloads[source], source))
-            for distance in range(1, group.size):
-                messages.send(self._payloads[group.rank][:used], (group.rank + distance) % group.size)
-                self.sent_nbytes += used
-            for message in arriving:
-                messages.wait(message)
-                self._used[message.peer] = message.nbytes
+    def _encode(self, x: Floats, residual: Floats | None, seeds: Seeds, buffer: PayloadBuffer) -> None:
+        buffer.used = self._codec.encode(x, residual, seeds, buffer.payload)
 
-    def _add(self, payload: Payload, seeds: Seeds, source: int, out: Floats) -> None:
+    def _add(self, buffer: PayloadBuffer, seeds: Seeds, source: int, out: Floats) -> None:
         try:
-            self._codec.accumulate(payload, seeds, out)
+            self._codec.accumulate(buffer.filled, seeds, out)
         except ValueError as error:
             raise CommError(
                 f"what {self._group.name_of(source)} has sent cannot be decoded: {error}; all members need the same "

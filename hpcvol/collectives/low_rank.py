@@ -17,7 +17,7 @@ import numpy as np
 
 from hpcvol.codecs import Floats, LowRank
 from hpcvol.collectives.calling import calling
-from hpcvol.collectives.choose import choose
+from hpcvol.collectives.thin import ThinSum
 from hpcvol.comm.group import Group
 
 
@@ -63,6 +63,8 @@ class LowRankSum:
         num_others = sum(part.stop - part.start for part in self._others)
         self._first = np.empty(sum(codec.rank * one.rows for one in self._matrices) + num_others, dtype)
         self._second = np.empty(sum(codec.rank * one.columns for one in self._matrices), dtype)
+        self._sum_of_first = ThinSum(group, self._first.size, dtype)
+        self._sum_of_second = ThinSum(group, self._second.size, dtype)
         self.sent_nbytes = 0
 
     @property
@@ -106,14 +108,14 @@ class LowRankSum:
             np.add(vector[part], residual[part], out=self._first[begin:end])
             residual[part] = 0
             end = begin
-        self._combine(self._first)
+        self.sent_nbytes = self._sum_of_first.sum(self._first)
         own = factors  # this rank's Q, until that of all is known
         for matrix, p, q in self._parts(own):
             orthogonalise(p)
             low_rank.project_back(_view(residual, matrix), p, q)
             low_rank.reconstruct(p, q, _view(residual, matrix), None)
         np.copyto(self._second, own)
-        self._combine(self._second)
+        self.sent_nbytes += self._sum_of_second.sum(self._second)
         np.copyto(factors, self._second)
         for matrix, p, q in self._parts(factors):
             out = _view(vector, matrix)
@@ -123,7 +125,6 @@ class LowRankSum:
         for part in self._others:
             vector[part] = self._first[begin : begin + part.stop - part.start]
             begin += part.stop - part.start
-        self.sent_nbytes = self._first.nbytes + self._second.nbytes
 
     def _parts(self, factors: Floats) -> Iterator[tuple[Matrix, Floats, Floats]]:
         """Yield each matrix with its P, [rank, rows], and Q, [rank, columns]."""
@@ -133,9 +134,6 @@ class LowRankSum:
             p, q = self._first[p_begin:p_end], factors[q_begin:q_end]
             yield matrix, p.reshape(self._rank, matrix.rows), q.reshape(self._rank, matrix.columns)
             p_begin, q_begin = p_end, q_end
-
-    def _combine(self, vector: Floats) -> None:
-        choose(self._group, vector, "auto")(self._group, vector, "sum")
 
     def _draw_missing(self, factors: Floats, seed: int, step: int) -> None:
         """Draw rows of zeros anew: those of the first step, and such as depended on others and say nothing."""

@@ -41,7 +41,6 @@ def test_every_codec_is_within_one_point_of_the_accuracy_without(group: Group, s
     plain = accuracy(shared_project, group, "plain", "none")
     assert plain > 0.95
     found = {codec: accuracy(shared_project, group, f"run{place}", codec) for place, codec in enumerate(CODECS)}
-    print(plain, found)
     assert {codec: one for codec, one in found.items() if one < plain - 0.01} == {}
 
 
