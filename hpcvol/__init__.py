@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         MemberError,
         ModelError,
     )
+    from hpcvol.torch.codec_hook import codec_hook
     from hpcvol.torch.dataloader import IterableDataset, MapDataset
     from hpcvol.torch.loader import Unit
     from hpcvol.torch.optimizer import DistributedOptimizer
@@ -44,6 +45,7 @@ _HOMES = {
     "Trainer": "hpcvol.train.trainer",
     "Unit": "hpcvol.torch.loader",
     "build_dataset": "hpcvol.data",
+    "codec_hook": "hpcvol.torch.codec_hook",
     "load_config": "hpcvol.train.config",
     "start": "hpcvol.torch.start",
 }
@@ -66,6 +68,7 @@ __all__ = [
     "Trainer",
     "Unit",
     "build_dataset",
+    "codec_hook",
     "load_config",
     "start",
 ]

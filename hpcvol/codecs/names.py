@@ -12,16 +12,19 @@ from hpcvol.errors import ConfigError
 _CASTS = {"bf16": Cast("bfloat16"), "fp16": Cast("float16")}
 _QUANTISERS = ("fp8", "int8", "int4", "sign", "ternary")
 
+# Whatever costs less: see `hpcvol.strategies.automatic`.
+AUTO = "auto"
+
 NAMES = (*_CASTS, "fp8", "int8", "int4", "ternary", "sign", "qsgd", *SELECTIONS, "powersgd")
 
 
 def parse(text: str) -> Codec | LowRank | None:
-    """Return the codec that `strategy.codec` names; None for "none".
+    """Return the codec that `strategy.codec` names; None for "none", and for "auto", which names none.
 
     Raises:
         ConfigError: there is no such one, or its number cannot be, or two do not go together.
     """
-    if text == "none":
+    if text in ("none", AUTO):
         return None
     name, plus, further = text.partition("+")
     first = _one(text, name)

@@ -77,7 +77,7 @@ class Sparsify:
         from hpcvol.kernels import gaps
 
         gap = self._gap_type(numel)
-        return ALIGNMENT + aligned(values) + gap.itemsize * gaps.room(self.count(numel), numel, gap)
+        return ALIGNMENT + aligned(values) + int(gap.itemsize) * gaps.room(self.count(numel), numel, gap)
 
     def encode(self, x: Floats, residual: Floats | None, seeds: Seeds, payload: Payload) -> int:
         """As `Codec.encode`."""
@@ -97,7 +97,7 @@ class Sparsify:
         self._put(indices, values, residual, seeds, payload[ALIGNMENT : ALIGNMENT + values_nbytes])
         gap = self._gap_type(x.size)
         room = gaps.room(indices.size, x.size, gap) * gap.itemsize
-        used = gaps.encode(indices, payload[begin : begin + room].view(gap)) * gap.itemsize
+        used: int = gaps.encode(indices, payload[begin : begin + room].view(gap)) * gap.itemsize
         payload[:16].view(np.int64)[:] = indices.size, used
         return begin + used
 

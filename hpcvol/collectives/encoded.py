@@ -130,7 +130,8 @@ class EncodedSum:
     def _sum(self, vector: Floats, residual: Floats | None, seeds: list[Seeds]) -> None:
         (buffer,) = self._buffers
         self._encode(vector, residual, seeds[self._group.rank], buffer)
-        self.sent_nbytes = self._thin.sum(buffer.filled.view(vector.dtype))
+        self._thin.sum(buffer.filled.view(vector.dtype))
+        self.sent_nbytes = self._thin.sent_nbytes
         vector.fill(0)
         self._codec.accumulate(buffer.filled, seeds[0], vector)
 

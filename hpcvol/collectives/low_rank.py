@@ -9,9 +9,9 @@ References:
     (there what is kept is M less the mean of all ranks' parts; the sum over ranks is the same).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from hpcvol.codecs import Floats, LowRank
 from hpcvol.collectives.calling import calling
 from hpcvol.collectives.thin import ThinSum
 from hpcvol.comm.group import Group
+
+Total: TypeAlias = Callable[[Floats], None]
 
 
 @dataclass(frozen=True)
@@ -41,39 +43,35 @@ class Matrix:
         return Matrix(self.start + first * self.columns - start, last - first, self.columns)
 
 
-class LowRankSum:
-    """Sums vectors of matrices over the ranks of a group; holds the memory of factors. Made alike on all ranks.
+class LowRankStep:
+    """What a rank does in a step, whatever sums its thin matrices; holds the memory of P.
 
     Args:
-        group: all of its ranks make the same calls.
         codec: the same on all ranks.
         numel: elements of the vectors.
         dtype: float32 or float64.
         matrices: those in the vector, in order, apart from each other. Those that would not get smaller, and elements
             that are in none, are summed as they are.
+
+    Attributes:
+        first_numel: elements of what is summed first, P of all matrices and what is in none.
+        factors_numel: elements of what is summed second, Q of all matrices.
     """
 
-    def __init__(
-        self, group: Group, codec: LowRank, numel: int, dtype: "np.dtype[Any]", matrices: Sequence[Matrix]
-    ) -> None:
-        self._group = group
+    def __init__(self, codec: LowRank, numel: int, dtype: "np.dtype[Any]", matrices: Sequence[Matrix]) -> None:
         self._rank = codec.rank
         self._matrices = [one for one in matrices if one.rows and codec.rank * (one.rows + one.columns) < one.numel]
         self._others = list(_between(self._matrices, numel))
-        num_others = sum(part.stop - part.start for part in self._others)
-        self._first = np.empty(sum(codec.rank * one.rows for one in self._matrices) + num_others, dtype)
-        self._second = np.empty(sum(codec.rank * one.columns for one in self._matrices), dtype)
-        self._sum_of_first = ThinSum(group, self._first.size, dtype)
-        self._sum_of_second = ThinSum(group, self._second.size, dtype)
-        self.sent_nbytes = 0
+        self._p_numel = sum(codec.rank * one.rows for one in self._matrices)
+        self.first_numel = self._p_numel + sum(part.stop - part.start for part in self._others)
+        self.factors_numel = sum(codec.rank * one.columns for one in self._matrices)
+        self._first = np.empty(self.first_numel, dtype)
+        self._second = np.empty(self.factors_numel, dtype)
 
-    @property
-    def factors_numel(self) -> int:
-        """Elements of `factors`."""
-        return self._second.size
-
-    def sum(self, vector: Floats, residual: Floats, factors: Floats, seed: int, step: int) -> None:
-        """Replace `vector` by the sum over all ranks of what was made of theirs. Collective, in place.
+    def run(
+        self, vector: Floats, residual: Floats, factors: Floats, seed: int, step: int, sums: Sequence[Total]
+    ) -> None:
+        """Replace `vector` by the sum over all ranks of what was made of theirs. Collective where `sums` are.
 
         Args:
             vector: float32[numel] or float64[numel].
@@ -82,49 +80,40 @@ class LowRankSum:
                 this one. Rows of zeros are drawn anew.
             seed: of what is drawn; the same on all ranks.
             step: the same on all ranks, another one in each call.
-
-        Raises:
-            MismatchError: members are in different calls.
-            MemberError: another member died.
+            sums: the first replaces a vector of `first_numel` elements by its sum over ranks, the same bits on all of
+                them, the second one of `factors_numel`.
         """
-        group = self._group
-        if group.size == 1:
-            vector += residual
-            residual.fill(0)
-            return
-        with calling(group, "allreduce", vector, None, "sum"):
-            self._sum(vector, residual, factors, seed, step)
-
-    def _sum(self, vector: Floats, residual: Floats, factors: Floats, seed: int, step: int) -> None:
         from hpcvol.kernels import low_rank
         from hpcvol.kernels.orthogonalise import orthogonalise
 
         self._draw_missing(factors, seed, step)
         for matrix, p, q in self._parts(factors):
             low_rank.project(_view(vector, matrix), _view(residual, matrix), q, p)
-        end = self._first.size
-        for part in reversed(self._others):
-            begin = end - (part.stop - part.start)
-            np.add(vector[part], residual[part], out=self._first[begin:end])
+        for part, first in self._elsewhere():
+            np.add(vector[part], residual[part], out=first)
             residual[part] = 0
-            end = begin
-        self.sent_nbytes = self._sum_of_first.sum(self._first)
-        own = factors  # this rank's Q, until that of all is known
-        for matrix, p, q in self._parts(own):
+        sums[0](self._first)
+        np.copyto(self._second, factors)
+        for matrix, p, q in self._parts(self._second):  # this rank's Q, until that of all is known
             orthogonalise(p)
             low_rank.project_back(_view(residual, matrix), p, q)
             low_rank.reconstruct(p, q, _view(residual, matrix), None)
-        np.copyto(self._second, own)
-        self.sent_nbytes += self._sum_of_second.sum(self._second)
+        sums[1](self._second)
         np.copyto(factors, self._second)
         for matrix, p, q in self._parts(factors):
             out = _view(vector, matrix)
             out.fill(0)
             low_rank.reconstruct(p, q, None, out)
-        begin = self._first.size - sum(part.stop - part.start for part in self._others)
+        for part, first in self._elsewhere():
+            vector[part] = first
+
+    def _elsewhere(self) -> Iterator[tuple[slice, Floats]]:
+        """Yield what is in no matrix, and where it lies in what is summed first."""
+        begin = self._p_numel
         for part in self._others:
-            vector[part] = self._first[begin : begin + part.stop - part.start]
-            begin += part.stop - part.start
+            end = begin + part.stop - part.start
+            yield part, self._first[begin:end]
+            begin = end
 
     def _parts(self, factors: Floats) -> Iterator[tuple[Matrix, Floats, Floats]]:
         """Yield each matrix with its P, [rank, rows], and Q, [rank, columns]."""
@@ -141,6 +130,46 @@ class LowRankSum:
             for row in np.flatnonzero(~q.any(axis=1)):
                 random = np.random.default_rng([seed, step, number, int(row)])
                 q[row] = random.standard_normal(q.shape[1])
+
+
+class LowRankSum:
+    """Sums vectors of matrices over the ranks of a group. Made alike on all ranks.
+
+    Args:
+        group: all of its ranks make the same calls.
+        codec: as for `LowRankStep`, and likewise the others.
+        numel: see there.
+        dtype: see there.
+        matrices: see there.
+    """
+
+    def __init__(
+        self, group: Group, codec: LowRank, numel: int, dtype: "np.dtype[Any]", matrices: Sequence[Matrix]
+    ) -> None:
+        self._group = group
+        self._step = LowRankStep(codec, numel, dtype, matrices)
+        self._sums = [ThinSum(group, count, dtype) for count in (self._step.first_numel, self._step.factors_numel)]
+        self.factors_numel = self._step.factors_numel
+        self.thin_nbytes = (self._step.first_numel + self._step.factors_numel) * dtype.itemsize
+
+    @property
+    def sent_nbytes(self) -> int:
+        """How many bytes the last call has sent, as far as is known."""
+        return sum(one.sent_nbytes for one in self._sums)
+
+    def sum(self, vector: Floats, residual: Floats, factors: Floats, seed: int, step: int) -> None:
+        """Replace `vector` by the sum over all ranks, as `LowRankStep.run`. Collective, in place.
+
+        Raises:
+            MismatchError: members are in different calls.
+            MemberError: another member died.
+        """
+        if self._group.size == 1:
+            vector += residual
+            residual.fill(0)
+            return
+        with calling(self._group, "allreduce", vector, None, "sum"):
+            self._step.run(vector, residual, factors, seed, step, [one.sum for one in self._sums])
 
 
 def _view(vector: Floats, matrix: Matrix) -> Floats:

@@ -20,27 +20,27 @@ class ThinSum:
         group: all of its ranks make the same calls.
         numel: elements of the vectors.
         dtype: float32 or float64.
+
+    Attributes:
+        sent_nbytes: how many bytes the last call has sent, as far as is known.
     """
 
     def __init__(self, group: Group, numel: int, dtype: "np.dtype[Any]") -> None:
-        self._group = group
+        self.group = group
+        self.sent_nbytes = 0
         few = group.size <= _GATHERED_RANKS
         self._buffers = [PayloadBuffer(numel * dtype.itemsize) for _ in range(group.size)] if few else []
 
-    def sum(self, vector: Floats) -> int:
-        """Replace `vector` by its sum, the same bits on all ranks. Collective, in place.
-
-        Returns:
-            How many bytes were sent, as far as is known.
-        """
+    def sum(self, vector: Floats) -> None:
+        """Replace `vector` by its sum, the same bits on all ranks. Collective, in place."""
         if not self._buffers:
-            choose(self._group, vector, "auto")(self._group, vector, "sum")
-            return vector.nbytes
-        mine = self._buffers[self._group.rank]
+            choose(self.group, vector, "auto")(self.group, vector, "sum")
+            self.sent_nbytes = vector.nbytes
+            return
+        mine = self._buffers[self.group.rank]
         mine.used = vector.nbytes
         mine.payload[:] = vector.view(np.uint8)
-        sent_nbytes = spread(self._group, self._buffers)
+        self.sent_nbytes = spread(self.group, self._buffers)
         vector.fill(0)
         for buffer in self._buffers:  # in the order of ranks
             vector += buffer.filled.view(vector.dtype)
-        return sent_nbytes

@@ -7,12 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcvol import tracing
-from hpcvol.codecs import Codec, LowRank
+from hpcvol.codecs import AUTO, Codec, LowRank, parse
 from hpcvol.collectives import Algorithm, allreduce, check_algorithm, check_name, exact_mean
 from hpcvol.collectives.direct import SharedVector
 from hpcvol.collectives.low_rank import Matrix
 from hpcvol.comm import Group
 from hpcvol.comm.calls import Call
+from hpcvol.strategies.automatic import Automatic
 from hpcvol.strategies.between import Between
 from hpcvol.strategies.combinations import Combination
 from hpcvol.strategies.encoded_floats import EncodedFloats
@@ -37,8 +38,11 @@ class AllReduce:
         algorithm: as `comm.algorithm`.
         bucket_nbytes: how many bytes of gradients are combined at once (`comm.bucket_nbytes`).
         combination: what becomes of members' gradients in floating point (`strategy.combine`); their mean by default.
-        codec: what gradients in floating point are encoded by (`strategy.codec`); none by default.
+        codec: what gradients in floating point are encoded by, as `strategy.codec`.
         seed: of what codecs draw; the same on all members.
+
+    Attributes:
+        automatic: what chooses codecs, where it is left to them: of each vector that was laid out.
 
     Raises:
         ConfigError: an algorithm that does not exist, or cannot work over the group.
@@ -51,7 +55,7 @@ class AllReduce:
         algorithm: Algorithm = "auto",
         bucket_nbytes: int = BUCKET_NBYTES,
         combination: Combination | None = None,
-        codec: Codec | LowRank | None = None,
+        codec: str = "none",
         seed: int = 0,
     ) -> None:
         check_name(algorithm)
@@ -61,7 +65,9 @@ class AllReduce:
         self.algorithm: Algorithm = algorithm
         self.bucket_nbytes = bucket_nbytes
         self._combination = combination
-        self._codec = codec
+        self._codec = parse(codec)
+        self._chooses = codec == AUTO
+        self.automatic: list[Automatic] = []
         self._seed = seed
         self._turns: InTurn | None = None
 
@@ -77,6 +83,8 @@ class AllReduce:
 
     def feedback(self, numel: int, dtype: "np.dtype[Any]") -> Feedback | None:
         """Return what a vector's reducers keep from step to step; None where they encode nothing. Local."""
+        if self._chooses:
+            return Feedback(numel, dtype, keeps=True)
         return None if self._codec is None else Feedback(numel, dtype, keeps=self._codec.has_feedback)
 
     def floats(
@@ -94,10 +102,38 @@ class AllReduce:
             feedback: of this vector, where gradients are encoded.
             matrices: those in the vector.
         """
-        if self._codec is not None and feedback is not None:
-            several = self.group.node.size < self.group.size
+        several = self.group.node.size < self.group.size
+        if feedback is not None and self._codec is not None:
             shared = self._shared(self.group, vector) if several else None
             return EncodedFloats(self.group, self._codec, shared, vector.mine, matrices, feedback, self._seed)
+        if feedback is not None and several:
+            return self._choosing(buckets, vector, feedback, matrices)
+        return self._plain(buckets, vector)
+
+    def _choosing(
+        self, buckets: Buckets, vector: Memory, feedback: Feedback, matrices: Sequence[Matrix]
+    ) -> FloatReducer:
+        """Return what chooses by itself. Collective."""
+        plain = self._plain(buckets, vector)
+        shared = self._shared(self.group, vector)
+
+        def encoded(codec: Codec | LowRank | None) -> FloatReducer:
+            return EncodedFloats(self.group, codec, shared, vector.mine, matrices, feedback, self._seed)
+
+        group = self.group
+        peers = group if shared is None else group.carriers.peers
+        part = slice(0, vector.numel)
+        if shared is not None:
+            part = shared.slice_of(group.node.rank, 0, vector.numel, group.carriers.number)
+        inside = [one.within(part.start, part.stop) for one in matrices]
+        numel = part.stop - part.start
+        feedback.place(group, part, 0, owns=peers is not None and peers.rank == 0)
+        chooses = Automatic(group, feedback, peers, plain, encoded, numel, vector.dtype, inside, self.bucket_nbytes)
+        self.automatic.append(chooses)
+        return chooses
+
+    def _plain(self, buckets: Buckets, vector: Memory) -> FloatReducer:
+        """Return what sums gradients as they are, or combines them robustly. Collective."""
         if self._combination is not None:
             return RobustFloats(self.group, self.algorithm, vector.mine, self._combination)
         group = self._group_of_gradients()
@@ -133,6 +169,7 @@ class AllReduce:
 
     def abandon(self) -> None:
         """Give up what is on its way: a member has died. Local."""
+        self.automatic.clear()
         if self._turns is not None:
             self._turns.abandon()
             self._turns = None

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from hpcvol import tracing
 from hpcvol.codecs import Codec, Floats, LowRank
 from hpcvol.collectives import Vector
+from hpcvol.collectives.calling import calling
 from hpcvol.collectives.direct import SharedVector
 from hpcvol.collectives.encoded import EncodedSum
 from hpcvol.collectives.low_rank import LowRankSum, Matrix
+from hpcvol.collectives.thin import ThinSum
 from hpcvol.comm import Group
 from hpcvol.strategies.feedback import Feedback
 
@@ -21,7 +23,7 @@ class EncodedFloats:
 
     Args:
         group: the members.
-        codec: what encodes.
+        codec: what encodes; None sends gradients as they are, and what residuals hold with them.
         shared: gradients where they lie, of several nodes; None where ranks do not share memory or are on one node.
         vector: this rank's gradients.
         matrices: those in the vector.
@@ -32,7 +34,7 @@ class EncodedFloats:
     def __init__(
         self,
         group: Group,
-        codec: Codec | LowRank,
+        codec: Codec | LowRank | None,
         shared: SharedVector | None,
         vector: Vector,
         matrices: Sequence[Matrix],
@@ -49,11 +51,15 @@ class EncodedFloats:
         if shared is not None:
             part = shared.slice_of(group.node.rank, 0, vector.size, self._number)
         numel = part.stop - part.start
-        self._low_rank = self._payloads = None
-        if peers is not None and isinstance(codec, LowRank):
+        self._low_rank = self._payloads = self._dense = None
+        if peers is None:
+            pass
+        elif codec is None:
+            self._dense = ThinSum(peers, numel, vector.dtype)
+        elif isinstance(codec, LowRank):
             inside = [one.within(part.start, part.stop) for one in matrices]
             self._low_rank = LowRankSum(peers, codec, numel, vector.dtype, inside)
-        elif peers is not None and not isinstance(codec, LowRank):
+        else:
             self._payloads = EncodedSum(peers, codec, numel, vector.dtype)
         owns = peers is not None and peers.rank == 0
         feedback.place(group, part, self._low_rank.factors_numel if self._low_rank else 0, owns=owns)
@@ -84,6 +90,16 @@ class EncodedFloats:
                 self._low_rank.sum(mine, residual, factors, self._seed, self._feedback.step)
             elif self._payloads is not None:
                 self._payloads.sum(mine, residual, self._seed, self._feedback.step)
+            elif self._dense is not None:
+                self._send_all(self._dense, mine, residual)
+
+    def _send_all(self, dense: ThinSum, mine: Floats, residual: Floats | None) -> None:
+        if residual is not None:
+            mine += residual
+            residual.fill(0)
+        if dense.group.size > 1:
+            with calling(dense.group, "allreduce", mine, None, "sum"):
+                dense.sum(mine)
 
 
 def matrices_of(shapes: Sequence[tuple[int, tuple[int, ...]]]) -> list[Matrix]:

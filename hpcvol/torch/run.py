@@ -81,7 +81,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         robust = parse(self.combine) is not None
-        require("run", self.sum, robust=robust, encoded=parse_codec(self.codec) is not None)
+        parse_codec(self.codec)
+        require("run", self.sum, robust=robust, encoded=self.codec != "none")
         require_verifiable(self.sum, self.verify_share)
         require_dealing(self.sum, self.dealing.kind, robust=robust)
         if not 0 <= self.seed < 2**63:
@@ -146,7 +147,7 @@ class Run:
             settings.algorithm,
             settings.bucket_nbytes,
             combination,
-            parse_codec(settings.codec),
+            settings.codec,
             settings.seed,
         )
         self._applying = False

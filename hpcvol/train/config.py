@@ -254,7 +254,8 @@ class StrategyConfig(_Section):
         description="What gradients are encoded by before they are sent to other nodes, under the float sum: `bf16` or "
         "`fp16`; `fp8`, `int8`, `int4`, `sign`, `ternary`, `qsgd:LEVELS` (small integers, a scale every 256 elements); "
         "`topk:SHARE`, `randomk:SHARE`, `threshold:MAGNITUDE` (some elements, with `+int8` or another for their "
-        "values); `powersgd:RANK` (matrices as products of thin ones). What is left out is added to the next step.",
+        "values); `powersgd:RANK` (matrices as products of thin ones). What is left out is added to the next step. "
+        "`auto`: none, or one of a few of these, whatever measures say adds less to a step.",
     )
 
 
@@ -377,8 +378,8 @@ class Config(_Section):
     def _combination_can_be(self) -> Self:
         try:
             robust = parse_combination(self.strategy.combine) is not None
-            encoded = parse_codec(self.strategy.codec) is not None
-            require("run", self.train.sum, robust=robust, encoded=encoded)
+            parse_codec(self.strategy.codec)
+            require("run", self.train.sum, robust=robust, encoded=self.strategy.codec != "none")
             require_verifiable(self.train.sum, self.elastic.verify_share)
             require_dealing(self.train.sum, self.elastic.dealing, robust=robust)
             if self.elastic.refill or self.elastic.spares:

@@ -462,6 +462,9 @@ class Trainer:
                     step.fail(error)  # one error for all members, rather than one from each
                 if stop.ends_alone and self.run.membership.survives:
                     self.run.leave()
+            for chooses in self.run.strategy.automatic:
+                while chooses.notes:
+                    self._report.say(chooses.notes.pop(0))
             self._progress.count(step)
             self._pace.count(step.shares)
             self._tell_changes()
@@ -553,6 +556,8 @@ class Trainer:
                 "samples_per_second": rate,
                 "members": self._pace.take(),
             }
+            if chooses := self.run.strategy.automatic:
+                ours["codec"] = "+".join(dict.fromkeys(one.chosen for one in chooses))
             # A model's metric of the same name does not replace ours, which keep their place in the line.
             self._report.metrics(done, ours | step.metrics | ours)
         left = (self._total - done) * self._config.train.batch_size / rate

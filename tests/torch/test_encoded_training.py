@@ -8,8 +8,10 @@ import torch
 from training import Regression, built, make_run, numbers, sgd, train
 from two_hosts import hosts_of
 
+from hpcvol.collectives.table import Cost
 from hpcvol.comm import Group
 from hpcvol.errors import ConfigError
+from hpcvol.strategies import automatic
 from hpcvol.strategies.feedback import Feedback
 from hpcvol.torch.run import Settings
 
@@ -122,3 +124,39 @@ def test_what_is_stored_is_owned_by_one(group: Group) -> None:
 def test_what_does_not_go_together_is_refused(settings: dict[str, str], part: str) -> None:
     with pytest.raises(ConfigError, match=part):
         Settings(8, 2, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.limit_seconds(240)
+def test_auto_stays_off_where_memory_is_shared(group: Group) -> None:
+    with closing(
+        make_run(group, built(Regression), numbers(64), Settings(32, 8, sum="float", codec="auto"), sgd)
+    ) as run:
+        train(run, 4)
+        assert run.strategy.automatic == []
+
+
+@pytest.mark.limit_seconds(240)
+def test_auto_chooses_what_costs_least_and_says_so(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over a link that is said to be slow, then fast: what residuals hold is sent before gradients go as they are."""
+    if group.size == 1:
+        pytest.skip("one host")
+    links, settings = [Cost(1e-9, 1e-3), Cost(0.0, 0.0)], Settings(32, 8, sum="float", codec="auto")
+    monkeypatch.setattr(automatic, "fit", lambda _: links[0])
+    monkeypatch.setattr(automatic, "CANDIDATES", ("bf16", "int8"))
+    monkeypatch.setattr(automatic, "_INTERVAL", 4)
+    monkeypatch.setattr(automatic, "_CHANGED", 0.5)  # whatever steps take it is another time
+    with (
+        hosts_of(group, monkeypatch) as spread,
+        closing(make_run(spread, built(Regression), numbers(64), settings, sgd)) as run,
+    ):
+        (chooses,) = run.strategy.automatic
+        train(run, 4)
+        assert chooses.chosen == "int8"
+        assert 'strategy.codec = "auto": int8 from here on' in chooses.notes[-1]
+        assert run.residuals()["float32"].any()
+        del links[0]
+        train(run, 18)
+        assert chooses.chosen == "none"
+        assert not run.residuals()["float32"].any()
+        weights = np.concatenate([p.detach().numpy().ravel() for p in run.model.parameters()])
+        assert group.gather_objects(weights.tobytes()) == [weights.tobytes()] * group.size
