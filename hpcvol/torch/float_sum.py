@@ -39,8 +39,7 @@ class FloatGradients:
         self, parameters: Sequence[tuple[str, torch.nn.Parameter]], strategy: AllReduce, device: torch.device
     ) -> None:
         self._parameters = [parameter for _, parameter in parameters]
-        self._strategy = strategy
-        self._used = np.zeros(len(parameters), np.int32)
+        self._used = np.zeros(len(parameters), np.uint8)
         self._in_step = False
         self._weight = 0
         self.finished = False
@@ -97,13 +96,17 @@ class FloatGradients:
             self._used[i] = parameter.grad is not None
             self._keep(i)
 
-    def agree(self) -> bool:
-        """Collective: learn which parameters any worker used. Floating point never asks for another pass."""
+    def tell(self) -> bytes:
+        """Return which parameters this worker has used, a byte each."""
+        return self._used.tobytes()
+
+    def agree(self, told: Sequence[bytes]) -> bool:
+        """Learn which parameters any worker used. Floating point never asks for another pass. Local."""
         for view, used in zip(self._views, self._used, strict=True):
             if not used:
                 view.zero_()
         self._readiness.push_rest()
-        self._strategy.max(self._used)
+        np.max([np.frombuffer(used, np.uint8) for used in told], axis=0, out=self._used)
         return True
 
     def drop(self) -> None:

@@ -39,8 +39,15 @@ class Gradients(Protocol):
             last: whether this is the worker's last unit, so that buckets may be combined while it runs.
         """
 
-    def agree(self) -> bool:
-        """Collective: False if all units must be computed again."""
+    def tell(self) -> bytes:
+        """Return what all members have to know for `agree`; it travels with the records of the step. Local."""
+
+    def agree(self, told: Sequence[bytes]) -> bool:
+        """Collective: False if all units must be computed again.
+
+        Args:
+            told: what `tell` returned on each member.
+        """
 
     def drop(self) -> None:
         """Collective: the step is computed again, or given up."""
@@ -118,8 +125,13 @@ class ExactGradients:
             self._weight = 0
         self._readiness.end_pass()
 
-    def agree(self) -> bool:
+    def tell(self) -> bytes:
+        """Return nothing: members learn all from the sums."""
+        return b""
+
+    def agree(self, told: Sequence[bytes]) -> bool:
         """Collective: False if a term overflowed and all units must be computed again."""
+        del told
         self._readiness.push_rest()
         return all([total.agree() for total in self.sums])
 

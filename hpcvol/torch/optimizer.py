@@ -48,7 +48,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         group = start_mpi()
         for parameter in parameters:
             broadcast_tensor(group, parameter)
-        self._size = group.size
+        self._group = group
         self._gradients = FloatGradients(trained, AllReduce(group, algorithm), trained[0][1].device)
         self._gradients.reset()
 
@@ -63,8 +63,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
             >>> optimizer.step()  # doctest: +SKIP
         """
         self._gradients.take_over()
-        self._gradients.agree()
-        self._gradients.finish(self._size)
+        self._gradients.agree(self._group.gather_objects(self._gradients.tell()))
+        self._gradients.finish(self._group.size)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Average gradients over ranks, unless `synchronize` has, and apply the optimizer. Collective.

@@ -93,6 +93,7 @@ class Step:
         self._probed: list[Digests] | None = None
         self._last = False
         self.told: dict[int, dict[str, Any]] = {}
+        self._told_by_gradients: list[bytes] = []
         self.index = index
         self.epoch = run.batching.epoch(index)
         self.num_samples = sum(span.count for span in self._units)
@@ -225,7 +226,7 @@ class Step:
         run = self._run
         try:
             records = self._gather()
-            gradients_fit, buffers_fit = run.gradients.agree(), run.buffers.agree()
+            gradients_fit, buffers_fit = run.gradients.agree(self._told_by_gradients), run.buffers.agree()
         except (HpcvolError, KeyboardInterrupt) as error:
             # All members are here with the same error; what they have begun to send one another has to be received.
             if isinstance(error, KeyboardInterrupt) or error.everywhere:
@@ -273,13 +274,14 @@ class Step:
         units = [(index, one.num_samples, one.weight, one.loss, one.metrics) for index, one in self._records.items()]
         told = {**self._run.membership.saying, _SPEED: self._run.dealing.stopwatch.sample_seconds}
         seal = None if self._run.verification is None else self._run.verification.seal()
-        mine = self._run.member, samples, seconds, units, told, seal
+        mine = self._run.member, samples, seconds, units, told, seal, self._run.gradients.tell()
         with tracing.span("gather records"):
             everybody = gather_agreed(self._run.group, mine, self._failure, f"computing step {self.index}")
         self.shares = []
         self.told = {}
         self._seals = {}
-        for member, samples, seconds, units, told, seal in everybody:
+        self._told_by_gradients = [one[-1] for one in everybody]
+        for member, samples, seconds, units, told, seal, _ in everybody:
             self.told[member] = told
             self._seals[member] = seal
             records |= {index: UnitRecord(member, *values) for index, *values in units}
