@@ -11,13 +11,15 @@ two parts, and `seconds` is their product:
   loss that plain DDP has come to near the end, the worst of its seeds. Who does not get there has no seconds.
 - links: on each link all contenders take steps in turn, two at a time; the slower rank counts.
 
+"auto" learns what the codec that it chose on that link does.
+
 `floor` is what no synchronous training can beat there: computing (`no_sync`: the same steps without any exchange) and
 one latency each. `sent` is bytes that a host sends a step, headers and all.
 
 DDP has gradient_as_bucket_view and static_graph; bucket sizes, and ranks of its PowerSGD, are contenders of their own:
 the best of them is what there is to beat.
 
-    python benchmarks/time_to_loss.py [--json FILE] [--quick] [--only NAME,...]      not under mpiexec; Open MPI
+    python benchmarks/time_to_loss.py [--json FILE] [--quick] [--only NAME,...] [--curves FILE]      not under mpiexec; Open MPI
 """
 
 import argparse
@@ -53,17 +55,17 @@ sys.path[:0] = [str(ROOT / "tests" / "lab"), str(ROOT / "examples")]
 MODEL = {"width": 256, "num_layers": 8, "num_heads": 4, "context": 64, "num_past": 1}
 BATCH, VALIDATION = 4, 64  # sequences
 RATE, WARM_UP_STEPS = 1e-3, 20
-STEPS, EVERY, SEEDS = 200, 10, 3
+STEPS, EVERY, SEEDS = 260, 10, 3
 TARGET_STEPS = 180
 TEXT_NBYTES = 4 << 20
 LINKS = {"unlimited": (0.0, 0.0), "1 Gbit/s": (1e9, 0.001), "100 Mbit/s": (1e8, 0.02)}
 ROUNDS, AT_ONCE = 6, 2
 LIMIT_SECONDS = 7200.0
 
-CODECS = ["none", "bf16", "int8", "int4", "sign", "topk:0.01", "topk:0.01+int8", "topk:0.001", "randomk:0.01"]
-CODECS += ["powersgd:1", "powersgd:2", "powersgd:4"]
+CODECS = ["none", "auto", "bf16", "int8", "int4", "sign", "topk:0.01+int8", "randomk:0.1", "powersgd:2", "powersgd:4"]
+CODECS += ["powersgd:8"]
 HOOKS = [
-    f"{hook} {cap} MB" for hook in ("plain", "fp16", "powersgd:1", "powersgd:2", "powersgd:4") for cap in (25, 100)
+    f"{hook} {cap} MB" for hook in ("plain", "fp16", "powersgd:2", "powersgd:4", "powersgd:8") for cap in (25, 100)
 ]
 
 Stepper = Callable[[], None]
@@ -120,6 +122,11 @@ class Contender:
     def validate(self) -> float:
         """Return the loss on what is not trained on."""
         return float(self.model(self._data.tokens[:VALIDATION])["loss"])
+
+    @property
+    def chosen(self) -> str:
+        """The codec that was chosen last, where that is left to hpcvol."""
+        return self._run.strategy.automatic[0].chosen if self.name == "hpcvol auto" else ""
 
     def close(self) -> None:
         """End its threads."""
@@ -184,7 +191,7 @@ def links(names: list[str], options: argparse.Namespace, group: Group) -> dict[s
     """Return by contender the seconds of steps, and the bytes that one sends. A rank's part."""
     data = Sequences()
     contenders = [Contender(name, 0, data, group) for name in names]
-    found: dict[str, Any] = {name: {"seconds": [], "sent": 0} for name in names}
+    found: dict[str, Any] = {name: {"seconds": [], "sent": 0, "learns_as": curve_of(name)} for name in names}
     for turn in range(options.rounds + 2):  # DDP's hooks and auto settle in the first ones
         for contender in contenders:
             group.barrier()
@@ -199,6 +206,8 @@ def links(names: list[str], options: argparse.Namespace, group: Group) -> dict[s
                 found[contender.name]["seconds"] += slower
                 found[contender.name]["sent"] += (_sent_nbytes() - before) / AT_ONCE / options.rounds
     for contender in contenders:
+        if contender.chosen:
+            found[contender.name]["learns_as"] = f"hpcvol {contender.chosen}"
         contender.close()
     return found
 
@@ -255,11 +264,12 @@ def table(learned: Mapping[str, Any], timed: Mapping[str, Any], options: argpars
                 floor = [seconds + LINKS[link][1] for seconds in one["seconds"]]
                 rows.append(Row("floor", link, 0, 2, floor, {"sent": 0}))
                 continue
-            count = steps[curve_of(name)]
+            count = steps[one["learns_as"]]
             total = None if count is None else count * step[name]
             extra = {
+                "learns_as": one["learns_as"] if name == "hpcvol auto" else "",
                 "sent": round(one["sent"]),
-                "last_loss": float(np.median([losses[-1] for losses in learned[curve_of(name)]])),
+                "last_loss": float(np.median([losses[-1] for losses in learned[one["learns_as"]]])),
                 "steps": count,
                 "to_loss_seconds": total,
                 "times_ddp": None if total is None else plain / total,
@@ -273,6 +283,7 @@ def main() -> None:
     parser = arguments(str(__doc__).splitlines()[0])
     parser.add_argument("--only", help="these contenders besides plain DDP, after commas")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="how many")
+    parser.add_argument("--curves", type=Path, metavar="FILE", help="take the curves from there, or keep them there")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--found", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -283,7 +294,13 @@ def main() -> None:
         names = [name for name in names if curve_of(name) in ("ddp plain", *chosen)]
     if options.part is None:
         argv = sys.argv[1:]
-        learned = on_hosts("curves", "unlimited", argv)
+        kept = options.curves
+        if kept is None or not kept.exists():
+            learned = on_hosts("curves", "unlimited", argv)
+            if kept is not None:
+                kept.write_text(json.dumps(learned))
+        else:
+            learned = json.loads(kept.read_text())
         timed = {link: on_hosts("links", link, argv) for link in LINKS}
         publish("time_to_loss", table(learned, timed, options), options.json)
         return
@@ -293,7 +310,7 @@ def main() -> None:
     os.environ.setdefault("MASTER_PORT", "29411")
     dist.init_process_group("gloo", rank=group.rank, world_size=group.size)
     if options.part == "curves":
-        found = curves(list(dict.fromkeys(map(curve_of, names))), options, group)
+        found = curves(list(dict.fromkeys(curve_of(name) for name in names if name != "hpcvol auto")), options, group)
     else:
         found = links([*names, "no_sync"], options, group)
     if group.rank == 0:
