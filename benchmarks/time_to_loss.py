@@ -19,7 +19,7 @@ one latency each. `sent` is bytes that a host sends a step, headers and all.
 DDP has gradient_as_bucket_view and static_graph; bucket sizes, and ranks of its PowerSGD, are contenders of their own:
 the best of them is what there is to beat.
 
-    python benchmarks/time_to_loss.py [--json FILE] [--quick] [--only NAME,...] [--curves FILE]      not under mpiexec; Open MPI
+    python benchmarks/time_to_loss.py [--json FILE] [--quick] [--only NAME,...] [--curves FILE]    Open MPI; no mpiexec
 """
 
 import argparse

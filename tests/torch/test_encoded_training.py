@@ -15,7 +15,7 @@ from hpcvol.strategies import automatic
 from hpcvol.strategies.feedback import Feedback
 from hpcvol.torch.run import Settings
 
-STEPS = 12
+STEPS = 8
 CODECS = ["bf16", "int8", "topk:0.3+int8", "randomk:0.5", "powersgd:2", "ternary"]
 
 
