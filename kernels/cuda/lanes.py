@@ -27,7 +27,7 @@ if config.ENABLE_CUDASIM:  # type: ignore[attr-defined]
 else:
     from numba.cuda.extending import intrinsic
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def product(_context: Any, a: Any, _b: Any) -> Any:
         """Return a * b, rounded before anything is added to it: the GPU's compiler would make one operation of both."""
 

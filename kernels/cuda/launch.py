@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 from numba import config, cuda
 
-THREADS = 32 if config.ENABLE_CUDASIM else 128  # type: ignore[attr-defined] # of a block; in the simulator of Python's
-_MOST_BLOCKS = 1 << 13  # of a kernel whose threads go on to further elements: more would not run at once
+# Threads of a block, and blocks of a kernel whose threads go on to further elements: more would not run at once. In the
+# simulator threads are Python's, and few elements have to do.
+THREADS, _MOST_BLOCKS = (32, 2) if config.ENABLE_CUDASIM else (128, 1 << 13)  # type: ignore[attr-defined]
 
 
 def on_device(array: Any) -> Any:

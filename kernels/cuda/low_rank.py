@@ -21,7 +21,7 @@ _FEW_ROWS = 16  # that a thread reconstructs in a column
 
 @cuda.jit(device=True)
 def _add_products(matrix, q, row, r, sums):  # type: ignore[no-untyped-def]
-    """Write this thread's part of the inner products of four rows with four vectors; beyond the last, it is the last."""
+    """Write this thread's part of the inner products of four rows with four vectors; beyond the last it is that."""
     for cell in range(_CELLS):
         sums[cell] = 0
     for j in range(cuda.threadIdx.x, matrix.shape[1], THREADS):
@@ -88,8 +88,9 @@ def _project_back(matrix, p, partial):  # type: ignore[no-untyped-def]
             value = matrix[i, j]
             for b in range(_FOUR):
                 sums[b] = cuda.fma(value, p[min(r + b, p.shape[0] - 1), i], sums[b])
-        for b in range(min(_FOUR, p.shape[0] - r)):
-            partial[cuda.blockIdx.y, r + b, j] = sums[b]
+        for b in range(_FOUR):
+            if r + b < p.shape[0]:
+                partial[cuda.blockIdx.y, r + b, j] = sums[b]
 
 
 @cuda.jit
@@ -130,7 +131,7 @@ def _sum_of_four(p, q, i, j, r):  # type: ignore[no-untyped-def]
 
 @cuda.jit
 def _add(p, q, out):  # type: ignore[no-untyped-def]
-    j, begin = cuda.blockIdx.x * THREADS + cuda.threadIdx.x, cuda.blockIdx.y * _FEW_ROWS
+    begin, j = cuda.blockIdx.x * _FEW_ROWS, cuda.blockIdx.y * THREADS + cuda.threadIdx.x
     if j < out.shape[1]:
         for i in range(begin, min(begin + _FEW_ROWS, out.shape[0])):
             value = out[i, j]
@@ -141,7 +142,7 @@ def _add(p, q, out):  # type: ignore[no-untyped-def]
 
 @cuda.jit
 def _subtract(p, q, residual):  # type: ignore[no-untyped-def]
-    j, begin = cuda.blockIdx.x * THREADS + cuda.threadIdx.x, cuda.blockIdx.y * _FEW_ROWS
+    begin, j = cuda.blockIdx.x * _FEW_ROWS, cuda.blockIdx.y * THREADS + cuda.threadIdx.x
     if j < residual.shape[1]:
         for i in range(begin, min(begin + _FEW_ROWS, residual.shape[0])):
             value = residual[i, j]
@@ -152,7 +153,7 @@ def _subtract(p, q, residual):  # type: ignore[no-untyped-def]
 
 @cuda.jit
 def _move(p, q, residual, out):  # type: ignore[no-untyped-def]
-    j, begin = cuda.blockIdx.x * THREADS + cuda.threadIdx.x, cuda.blockIdx.y * _FEW_ROWS
+    begin, j = cuda.blockIdx.x * _FEW_ROWS, cuda.blockIdx.y * THREADS + cuda.threadIdx.x
     if j < out.shape[1]:
         for i in range(begin, min(begin + _FEW_ROWS, out.shape[0])):
             left, value = residual[i, j], out[i, j]
@@ -174,7 +175,7 @@ def reconstruct(p: Any, q: Any, residual: Any, out: Any) -> None:
         out: [rows, columns], changed in place; or None.
     """
     p, q = on_device(p), on_device(q)
-    grid = -(-q.shape[1] // THREADS), -(-p.shape[1] // _FEW_ROWS)
+    grid = -(-p.shape[1] // _FEW_ROWS), -(-q.shape[1] // THREADS)
     if not p.size or not q.size:
         return
     if residual is not None and out is not None:

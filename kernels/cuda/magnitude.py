@@ -10,7 +10,7 @@ if config.ENABLE_CUDASIM:  # type: ignore[attr-defined]
 else:
     from numba.cuda.extending import intrinsic
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def magnitude(_context: Any, value: Any) -> Any:
         """Return the bits of |value| as an int64; `value` is one float32 or float64."""
 

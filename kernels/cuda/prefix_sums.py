@@ -1,4 +1,4 @@
-"""Sums of all that stands before an element: of integers, so that they are the same in whatever order they are added."""
+"""Sums of all that stands before an element: of integers, so that any order of adding them makes the same."""
 
 from typing import Any
 

@@ -75,6 +75,8 @@ def _find_common(a_indices, b_indices, common):  # type: ignore[no-untyped-def]
     for i in range(cuda.grid(1), a_indices.size, cuda.gridsize(1)):
         index = a_indices[i]
         common[i] = 1 if _holds(b_indices, _num_below(b_indices, index), index) else 0
+    if cuda.grid(1) == 0:
+        common[a_indices.size] = 0
 
 
 @cuda.jit
@@ -121,8 +123,8 @@ def merge(a_indices: Any, a_values: Any, b_indices: Any, b_values: Any, indices:
         raise ValueError("a sparse vector has as many values as indices")
     if not room:
         return 0
-    common = zeros(a[0].size + 1, np.int64)
+    common = cuda.device_array(a[0].size + 1, np.int64)
     _find_common[blocks_for(a[0].size), THREADS](a[0], b[0], common)
     prefix_sums(common)
     _merge[blocks_for(room), THREADS](*a, *b, common, indices, values)
-    return room - int(common[a[0].size :].copy_to_host()[0])
+    return int(room - common[a[0].size :].copy_to_host()[0])

@@ -1,4 +1,4 @@
-"""The indices of elements of large magnitude, in their order: each block of threads counts its own, and then has a place.
+"""The indices of large elements, in their order: each block of threads counts its own, and then has a place.
 
 Once through memory to count, and once more to write.
 """
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from hpcvol.kernels.cuda.launch import THREADS, zeros
+from hpcvol.kernels.cuda.launch import THREADS
 from hpcvol.kernels.cuda.magnitude import magnitude
 from hpcvol.kernels.cuda.prefix_sums import RUN, TILE, prefix_sums, sums_before
 
@@ -32,6 +32,7 @@ def _count(source, bounds, counts):  # type: ignore[no-untyped-def]
     total = sums_before(found)[1]
     if cuda.threadIdx.x == 0:
         counts[cuda.blockIdx.x] = total
+        counts[cuda.gridDim.x] = 0
 
 
 @cuda.jit
@@ -67,7 +68,7 @@ def collect(source: Any, bounds: Any, indices: Any) -> Any:
         int64[1] on the device: 2^32 times the number of elements above the bound, and that of elements equal to it.
     """
     tiles = -(-source.size // TILE)
-    counts = zeros(tiles + 1, np.int64)
+    counts = cuda.device_array(tiles + 1, np.int64)
     _count[tiles, THREADS](source, bounds, counts)
     prefix_sums(counts)
     _write[tiles, THREADS](source, bounds, counts, indices)

@@ -37,7 +37,7 @@ def threshold(x: Any, residual: Any, least: float, indices: Any, values: Any) ->
     if not indices.size:
         return 0
     bounds = cuda.to_device(np.array([magnitude(np.dtype(x.dtype).type(least)) - 1, 0], np.int64))
-    found = min(int(collect(source, bounds, indices).copy_to_host()[0]) >> 32, indices.size)
+    found = min(int(collect(source, bounds, indices).copy_to_host()[0]) >> 32, int(indices.size))
     if found:
         take(x, residual, indices[:found], values[:found])
     return found

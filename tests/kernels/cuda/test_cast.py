@@ -9,6 +9,8 @@ from numba import cuda
 from hpcvol.kernels import cast as on_cpu
 from hpcvol.kernels.cuda import cast
 
+pytestmark = [pytest.mark.without_mpi, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
+
 by_format = pytest.mark.parametrize("number_format", cast.FORMATS.values(), ids=cast.FORMATS)
 by_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 by_numel = pytest.mark.parametrize("numel", [0, 1, 131])

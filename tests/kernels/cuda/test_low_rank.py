@@ -11,9 +11,11 @@ from hpcvol.kernels import orthogonalise as orthogonalise_on_cpu
 from hpcvol.kernels.cuda.low_rank import project, project_back, reconstruct
 from hpcvol.kernels.cuda.orthogonalise import orthogonalise
 
+pytestmark = [pytest.mark.without_mpi, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
+
 by_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64])
-by_shape = pytest.mark.parametrize("shape", [(1, 1), (0, 3), (3, 0), (7, 133), (130, 5)], ids=str)
-by_rank = pytest.mark.parametrize("rank", [1, 4, 6])
+by_shape = pytest.mark.parametrize("shape", [(1, 1), (0, 3), (3, 0), (7, 37)], ids=str)
+by_rank = pytest.mark.parametrize("rank", [1, 6])
 
 
 def random(seed: int, dtype: Any, *shape: int) -> Any:
@@ -41,6 +43,12 @@ def test_products(shape: tuple[int, int], rank: int, dtype: Any) -> None:
     assert_near(found.copy_to_host(), p.astype(float) @ x.astype(float), np.abs(p) @ np.abs(x))
 
 
+def test_many_rows_are_added_in_parts() -> None:
+    x, p, q = random(0, float, 300, 2), random(1, float, 1, 300), cuda.to_device(np.zeros((1, 2)))
+    project_back(cuda.to_device(x), cuda.to_device(p), q)
+    np.testing.assert_allclose(q.copy_to_host(), p @ x, rtol=1e-12)
+
+
 def test_products_without_feedback_leave_the_matrix_alone() -> None:
     x, q, p = random(0, float, 5, 9), random(1, float, 2, 9), cuda.to_device(np.zeros((2, 5)))
     matrix = cuda.to_device(x)
@@ -64,7 +72,7 @@ def test_reconstruction_is_the_same(shape: tuple[int, int], rank: int, kept: tup
 
 
 @by_dtype
-@pytest.mark.parametrize("shape", [(5, 300), (3, 3), (1, 1)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 300), (1, 1)], ids=str)
 def test_vectors_become_those_of_a_cpu(shape: tuple[int, int], dtype: Any) -> None:
     wanted = random(0, dtype, *shape)
     found = cuda.to_device(wanted)
@@ -74,8 +82,8 @@ def test_vectors_become_those_of_a_cpu(shape: tuple[int, int], dtype: Any) -> No
 
 @by_dtype
 def test_dependent_vectors_become_zero(dtype: Any) -> None:
-    one, other = random(0, dtype, 2, 100)
-    found = cuda.to_device(np.stack([one, 3 * one, other, one - 2 * other, np.zeros(100, dtype)]).astype(dtype))
+    one, other = random(0, dtype, 2, 50)
+    found = cuda.to_device(np.stack([one, 3 * one, other, one - 2 * other, np.zeros(50, dtype)]).astype(dtype))
     assert orthogonalise(found) == 2
     vectors = found.copy_to_host()
     assert vectors[[0, 2]].any(axis=1).all()

@@ -10,13 +10,14 @@ from hpcvol.kernels import quantise as on_cpu
 from hpcvol.kernels.cuda import quantise
 from hpcvol.kernels.quantise import Quantiser
 
+pytestmark = [pytest.mark.without_mpi, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
+
 QUANTISERS = {
     "int8": quantise.INT8,
     "int4": quantise.INT4,
     "ternary": quantise.TERNARY,
     "sign": quantise.SIGN_MEAN,
     "fp8": quantise.FLOAT8,
-    "qsgd:7": quantise.qsgd(7),
     "qsgd:100": quantise.qsgd(100),
 }
 by_quantiser = pytest.mark.parametrize("quantiser", QUANTISERS.values(), ids=QUANTISERS)
@@ -38,9 +39,8 @@ def check(quantiser: Quantiser, x: Any, residual: Any, seed: int) -> None:
 
 
 @by_quantiser
-@by_dtype
-@pytest.mark.parametrize("numel", [1, 9 * 48 + 13])
-def test_feedback_is_the_same(quantiser: Quantiser, dtype: Any, numel: int) -> None:
+@pytest.mark.parametrize(("numel", "dtype"), [(1, np.float32), (3 * 48 + 13, np.float32), (2 * 48 + 5, np.float64)])
+def test_feedback_is_the_same(quantiser: Quantiser, numel: int, dtype: Any) -> None:
     x, residual = np.random.default_rng(numel).standard_normal((2, numel)).astype(dtype)
     check(quantiser._replace(block_numel=48), x, residual, 2**63 - 1)
 

@@ -15,6 +15,8 @@ from hpcvol.kernels.cuda.random_k import random_indices, random_k
 from hpcvol.kernels.cuda.threshold import threshold
 from hpcvol.kernels.cuda.top_k import top_k, top_k_by_radix
 
+pytestmark = [pytest.mark.without_mpi, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
+
 by_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 by_feedback = pytest.mark.parametrize("feedback", [False, True])
 
@@ -57,15 +59,14 @@ def check(on_cpu: Any, on_gpu: Any, x: Any, feedback: bool, parameter: float, ro
     return count
 
 
-@by_feedback
 @pytest.mark.parametrize("gradient", GRADIENTS)
-def test_the_k_largest(gradient: str, feedback: bool) -> None:
-    check(top_on_cpu.top_k, top_k, GRADIENTS[gradient]().astype(np.float32), feedback, 5, 30)
+def test_the_k_largest(gradient: str) -> None:
+    check(top_on_cpu.top_k, top_k, GRADIENTS[gradient]().astype(np.float32), True, 5, 30)
 
 
 @by_dtype
 @by_feedback
-@pytest.mark.parametrize(("numel", "k"), [(1, 1), (5, 0), (0, 0), (7, 7), (200, 57), (200, 199)])
+@pytest.mark.parametrize(("numel", "k"), [(1, 1), (5, 0), (0, 0), (200, 57)])
 def test_any_number_of_the_largest(numel: int, k: int, feedback: bool, dtype: Any) -> None:
     x = np.round(np.random.default_rng(numel).standard_normal(numel) * 3).astype(dtype)
     check(top_on_cpu.top_k, top_k, x, feedback, 5, k)
@@ -77,15 +78,15 @@ def test_radix_selection_is_what_top_k_does() -> None:
     np.testing.assert_array_equal(indices.copy_to_host(), np.sort(np.argsort(-np.abs(x), kind="stable")[:9]))
 
 
-@by_dtype
 @by_feedback
-def test_a_threshold_stops_where_room_ends(dtype: Any, feedback: bool) -> None:
+def test_a_threshold_stops_where_room_ends(feedback: bool) -> None:
     for room, least in ((0, 0.5), (17, 0.5), (NUMEL, 1.5)):
-        check(threshold_on_cpu.threshold, threshold, normal().astype(dtype), feedback, least, room)
+        check(threshold_on_cpu.threshold, threshold, normal().astype(np.float32), feedback, least, room)
 
 
-def test_thresholds_at_both_ends() -> None:
-    x = np.array([0, -0.0, 1e-45, 1, -np.inf, np.nan], np.float32)
+@by_dtype
+def test_thresholds_at_both_ends(dtype: Any) -> None:
+    x = np.array([0, -0.0, 1e-45, 1, -np.inf, np.nan], dtype)
     for least, wanted in ((0, 6), (np.inf, 2)):
         assert check(threshold_on_cpu.threshold, threshold, x, False, least, 6) == wanted
 

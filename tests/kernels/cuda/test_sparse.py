@@ -10,6 +10,8 @@ from hpcvol.kernels import sparse as on_cpu
 from hpcvol.kernels.cuda.prefix_sums import TILE, prefix_sums
 from hpcvol.kernels.cuda.sparse import add, merge
 
+pytestmark = pytest.mark.without_mpi
+
 by_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 
