@@ -1,9 +1,13 @@
 """How kernels are launched: arrays in the GPU's memory, and over how many threads."""
 
+import warnings
 from typing import Any
 
 import numpy as np
 from numba import config, cuda
+
+# Numba's advice: what adds up the counts of all blocks is one block, and must be.
+warnings.filterwarnings("ignore", r"Grid size \d+ will likely result in GPU under-utilization")
 
 # Threads of a block, and blocks of a kernel whose threads go on to further elements: more would not run at once. In the
 # simulator threads are Python's, and few elements have to do.

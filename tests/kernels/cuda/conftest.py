@@ -1,7 +1,7 @@
 """Kernels for a GPU run in Numba's simulator, where `tests/kernels/test_cuda.py` starts these tests, or on a GPU.
 
-Which of the two Numba decides when it is imported. So they are collected only where that was said before:
-`NUMBA_ENABLE_CUDASIM=0 python -m pytest tests/kernels/cuda` takes the GPU of this machine.
+Which of the two Numba decides when it is imported. So they are collected only where that was said before: the GPU of
+this machine takes `NUMBA_ENABLE_CUDASIM=0 NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS=0 python -m pytest tests/kernels/cuda`.
 
 In the simulator threads take turns here, in another order from each barrier to the next: an order that a kernel must
 not depend on is found out, and the same in every run. Numba lets them run at once and asks all the time who has come to
