@@ -45,7 +45,7 @@ else:
 @cuda.jit(device=True)
 def bits_of(value):  # type: ignore[no-untyped-def]
     """Return the bits of a float32."""
-    return np.int64(value.view(np.uint32))
+    return np.int64(np.float32(value).view(np.uint32))
 
 
 @cuda.jit(device=True)

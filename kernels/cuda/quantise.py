@@ -58,7 +58,7 @@ _AWAY_OF_4, _AWAY_OF_8 = 1.5 * 2.0**23, 1.5 * 2.0**52
 
 @cuda.jit(device=True)
 def _corrected(x, residual, i):  # type: ignore[no-untyped-def]
-    return x[i] + residual[i] if residual.size > 0 else x[i]
+    return x[i] + (residual[i] if residual.size > 0 else x.dtype.type(0))  # which makes -0 to 0, as it is on a CPU
 
 
 @cuda.jit(device=True)

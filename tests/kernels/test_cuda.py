@@ -1,4 +1,8 @@
-"""The kernels for a GPU, tested in Numba's simulator: tests/kernels/cuda, which say how to run them on a GPU."""
+"""The kernels for a GPU, tested in Numba's simulator: tests/kernels/cuda, which say how to run them on a GPU.
+
+The simulator comes with Numba; where numba-cuda is installed it is that one's, and both do. The tests do not ask for
+numba-cuda, because each start of Python takes longer where it is installed.
+"""
 
 import os
 import subprocess

@@ -53,6 +53,7 @@ def test_feedback_is_the_same(quantiser: Quantiser, numel: int, dtype: Any) -> N
 @by_quantiser
 def test_without_feedback(quantiser: Quantiser) -> None:
     x = np.random.default_rng(0).standard_normal(300).astype(np.float32)
+    x[::50] = -0.0
     codes, scales = np.zeros(quantise.code_nbytes(300, quantiser), np.uint8), np.zeros(2, np.float32)
     found = [cuda.to_device(array) for array in (x, codes, scales)]
     on_cpu.encode(x, quantiser, 5, codes, scales)
