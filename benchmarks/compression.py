@@ -11,6 +11,7 @@ import itertools
 import time
 
 import compression_dense
+import compression_selected
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -22,7 +23,7 @@ REPETITIONS, QUICK_REPETITIONS = 15, 3
 
 # By name: a function of the number of elements that returns the contenders, each a function of two vectors: the input,
 # and the residual or, where it decodes, what it adds to.
-CASES = {**compression_dense.CASES}
+CASES = {**compression_dense.CASES, **compression_selected.CASES}
 
 
 def measure(case: str, inputs: list[npt.NDArray[np.float32]], repetitions: int) -> list[Row]:
