@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from hpcvol.codecs.cast import Cast
+
 
 @dataclass(frozen=True)
 class LowRank:
@@ -12,12 +14,15 @@ class LowRank:
 
     Args:
         rank: columns of P and Q, at least 1.
+        values: what the thin ones, and what is no matrix, are rounded to before they are sent; None: they are not.
+            Rounding P loses nothing, because Q is made for the P that there is; that of Q stays in the residual.
 
     References:
         Vogels, Karimireddy, Jaggi: PowerSGD: practical low-rank gradient compression, NeurIPS 2019, algorithms 1 and 2.
     """
 
     rank: int
+    values: Cast | None = None
     has_feedback = True
 
     def __post_init__(self) -> None:

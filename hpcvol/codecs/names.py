@@ -33,8 +33,12 @@ def parse(text: str) -> Codec | LowRank | None:
     values = _one(text, further)
     if isinstance(first, Sparsify) and isinstance(values, Cast | Quantise):
         return Sparsify(first.select, first.amount, values)
+    if isinstance(first, LowRank) and isinstance(values, Cast):
+        return LowRank(first.rank, values)
     raise _refusal(
-        text, "values of topk, randomk or threshold become those of another codec after a plus sign, nothing else does"
+        text,
+        "after a plus sign is what becomes of values of topk, randomk or threshold, or bf16 or fp16 after powersgd; "
+        "nothing else goes together",
     )
 
 
@@ -71,5 +75,5 @@ def _refusal(text: str, why: str) -> ConfigError:
     return ConfigError(
         f'strategy.codec = "{text}": {why}. Expected "none", "auto", "bf16", "fp16", "fp8", "int8", "int4", "sign", '
         '"ternary", "qsgd:LEVELS", "topk:SHARE", "randomk:SHARE", "threshold:MAGNITUDE", one of these three with what '
-        'becomes of the values ("topk:0.01+int8"), or "powersgd:RANK"'
+        'becomes of the values ("topk:0.01+int8"), or "powersgd:RANK", also with "+bf16"'
     )

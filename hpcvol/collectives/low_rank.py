@@ -15,10 +15,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from hpcvol.codecs import Floats, LowRank
+from hpcvol.codecs import Floats, LowRank, Seeds
 from hpcvol.collectives.calling import calling
 from hpcvol.collectives.thin import ThinSum
 from hpcvol.comm.group import Group
+
+_NO_SEEDS = Seeds(0, 0)
 
 Total: TypeAlias = Callable[[Floats], None]
 
@@ -67,6 +69,9 @@ class LowRankStep:
         self.factors_numel = sum(codec.rank * one.columns for one in self._matrices)
         self._first = np.empty(self.first_numel, dtype)
         self._second = np.empty(self.factors_numel, dtype)
+        self._values = codec.values
+        longest = max(self.first_numel, self.factors_numel)
+        self._codes = None if codec.values is None else np.empty(codec.values.room(longest, dtype), np.uint8)
 
     def run(
         self, vector: Floats, residual: Floats, factors: Floats, seed: int, step: int, sums: Sequence[Total]
@@ -91,12 +96,17 @@ class LowRankStep:
             low_rank.project(_view(vector, matrix), _view(residual, matrix), q, p)
         for part, first in self._elsewhere():
             np.add(vector[part], residual[part], out=first)
-            residual[part] = 0
+            np.copyto(residual[part], first)
+        self._round(self._first)
+        for part, first in self._elsewhere():
+            residual[part] -= first
         sums[0](self._first)
         np.copyto(self._second, factors)
         for matrix, p, q in self._parts(self._second):  # this rank's Q, until that of all is known
             orthogonalise(p)
             low_rank.project_back(_view(residual, matrix), p, q)
+        self._round(self._second)
+        for matrix, p, q in self._parts(self._second):
             low_rank.reconstruct(p, q, _view(residual, matrix), None)
         sums[1](self._second)
         np.copyto(factors, self._second)
@@ -106,6 +116,12 @@ class LowRankStep:
             low_rank.reconstruct(p, q, None, out)
         for part, first in self._elsewhere():
             vector[part] = first
+
+    def _round(self, thin: Floats) -> None:
+        if self._values is not None and self._codes is not None:
+            used = self._values.encode(thin, None, _NO_SEEDS, self._codes[: self._values.room(thin.size, thin.dtype)])
+            thin.fill(0)
+            self._values.accumulate(self._codes[:used], _NO_SEEDS, thin)
 
     def _elsewhere(self) -> Iterator[tuple[slice, Floats]]:
         """Yield what is in no matrix, and where it lies in what is summed first."""
@@ -148,9 +164,11 @@ class LowRankSum:
     ) -> None:
         self._group = group
         self._step = LowRankStep(codec, numel, dtype, matrices)
-        self._sums = [ThinSum(group, count, dtype) for count in (self._step.first_numel, self._step.factors_numel)]
+        counts = self._step.first_numel, self._step.factors_numel
+        self._sums = [ThinSum(group, count, dtype, codec.values) for count in counts]
         self.factors_numel = self._step.factors_numel
-        self.thin_nbytes = (self._step.first_numel + self._step.factors_numel) * dtype.itemsize
+        room = codec.values.room if codec.values is not None else lambda numel, kind: numel * kind.itemsize
+        self.thin_nbytes = sum(room(count, dtype) for count in counts)
 
     @property
     def sent_nbytes(self) -> int:

@@ -4,13 +4,14 @@ from typing import Any
 
 import numpy as np
 
-from hpcvol.codecs import Floats
+from hpcvol.codecs import Cast, Floats, Seeds
 from hpcvol.collectives.choose import choose
 from hpcvol.collectives.payloads import PayloadBuffer, spread
 from hpcvol.comm.group import Group
 
 # With more ranks everybody would send too much to too many.
 _GATHERED_RANKS = 4
+_NO_SEEDS = Seeds(0, 0)
 
 
 class ThinSum:
@@ -20,16 +21,19 @@ class ThinSum:
         group: all of its ranks make the same calls.
         numel: elements of the vectors.
         dtype: float32 or float64.
+        values: what elements are numbers of, so that they can be sent as such; None: of `dtype`.
 
     Attributes:
         sent_nbytes: how many bytes the last call has sent, as far as is known.
     """
 
-    def __init__(self, group: Group, numel: int, dtype: "np.dtype[Any]") -> None:
+    def __init__(self, group: Group, numel: int, dtype: "np.dtype[Any]", values: Cast | None = None) -> None:
         self.group = group
         self.sent_nbytes = 0
         few = group.size <= _GATHERED_RANKS
-        self._buffers = [PayloadBuffer(numel * dtype.itemsize) for _ in range(group.size)] if few else []
+        self._values = values
+        room = numel * dtype.itemsize if values is None else values.room(numel, dtype)
+        self._buffers = [PayloadBuffer(room) for _ in range(group.size)] if few else []
 
     def sum(self, vector: Floats) -> None:
         """Replace `vector` by its sum, the same bits on all ranks. Collective, in place."""
@@ -38,9 +42,15 @@ class ThinSum:
             self.sent_nbytes = vector.nbytes
             return
         mine = self._buffers[self.group.rank]
-        mine.used = vector.nbytes
-        mine.payload[:] = vector.view(np.uint8)
+        mine.used = mine.payload.size
+        if self._values is None:
+            mine.payload[:] = vector.view(np.uint8)
+        else:
+            self._values.encode(vector, None, _NO_SEEDS, mine.payload)
         self.sent_nbytes = spread(self.group, self._buffers)
         vector.fill(0)
         for buffer in self._buffers:  # in the order of ranks
-            vector += buffer.filled.view(vector.dtype)
+            if self._values is None:
+                vector += buffer.filled.view(vector.dtype)
+            else:
+                self._values.accumulate(buffer.filled, _NO_SEEDS, vector)

@@ -209,9 +209,9 @@ def test_a_damaged_payload_is_refused_or_decoded_within_the_vector(name: str, cu
         ("threshold:-1", "a magnitude, 0 or more"),
         ("qsgd:300", "expected 1 to 127"),
         ("powersgd:0", "expected at least 1"),
-        ("int8+topk:0.1", "nothing else does"),
-        ("topk:0.1+topk:0.1", "nothing else does"),
-        ("powersgd:2+int8", "nothing else does"),
+        ("int8+topk:0.1", "nothing else goes together"),
+        ("topk:0.1+topk:0.1", "nothing else goes together"),
+        ("powersgd:2+int8", "nothing else goes together"),
         ("topk:0.1+int8+int8", "no codec is called"),
         ("", "no codec is called ''"),
         ("int8:4", "no codec is called 'int8:4'"),
@@ -232,3 +232,4 @@ def test_names_are_presets_of_four_families() -> None:
     assert parse("qsgd:3") == Quantise("qsgd", levels=3)
     assert parse("topk:0.01+int8") == Sparsify("topk", 0.01, Quantise("int8"))
     assert parse("powersgd:4") == LowRank(4)
+    assert parse("powersgd:4+bf16") == LowRank(4, Cast("bfloat16"))
