@@ -156,6 +156,8 @@ class Sparsify:
             from hpcvol.kernels.threshold import threshold
 
             found = threshold(x, residual, self.amount, indices, values)
+            if found == indices.size and not np.isfinite(x).all():  # what there is no room for would stay hidden
+                values.fill(np.nan)
             return indices[:found], values[:found]
         return indices, values
 

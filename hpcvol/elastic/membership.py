@@ -54,6 +54,12 @@ class Part(Protocol):
     def can_spare(self, leaving: set[int]) -> bool:
         """Return whether the run can go on without the members `leaving`, the same on all members. Collective."""
 
+    def inherit(self, leaving: set[int]) -> None:
+        """Take over what only the members `leaving` have, which can be spared. Collective with them; may be repeated.
+
+        It takes effect with the `rebuild` without them.
+        """
+
     def hand_over(self) -> None:
         """Let go of what another member will hold instead of this one, which leaves. Local."""
 
@@ -335,6 +341,12 @@ class Membership:
                 print(f"hpcvol: members {_names(sorted(leaving))} cannot be spared: they stay", file=sys.stderr)
             return
         names = [group.name_of(rank) for rank, member in enumerate(group.members) if member in leaving]
+
+        def inherit() -> None:
+            for part in self._parts:
+                part.inherit(leaving)
+
+        self.settle(inherit)
         if me in leaving:
             for part in self._parts:
                 part.abandon()

@@ -102,20 +102,27 @@ class AllReduce:
             feedback: of this vector, where gradients are encoded.
             matrices: those in the vector.
         """
-        several = self.group.node.size < self.group.size
-        if feedback is not None and self._codec is not None:
-            shared = self._shared(self.group, vector) if several else None
+        if feedback is None:
+            return self._plain(buckets, vector)
+        if self._codec is not None:
+            shared = self._shared_by_several(vector)
             return EncodedFloats(self.group, self._codec, shared, vector.mine, matrices, feedback, self._seed)
-        if feedback is not None and several:
-            return self._choosing(buckets, vector, feedback, matrices)
-        return self._plain(buckets, vector)
+        return self._choosing(buckets, vector, feedback, matrices)
+
+    def _shared_by_several(self, vector: Memory) -> SharedVector | None:
+        """Return the vector beside those of this node where there are several nodes, else None. Collective.
+
+        Asked for on one node too: a spare is on one of its own until it joins, and its memory does not move then.
+        """
+        shared = self._shared(self.group, vector)
+        return shared if self.group.node.size < self.group.size else None
 
     def _choosing(
         self, buckets: Buckets, vector: Memory, feedback: Feedback, matrices: Sequence[Matrix]
     ) -> FloatReducer:
         """Return what chooses by itself. Collective."""
         plain = self._plain(buckets, vector)
-        shared = self._shared(self.group, vector)
+        shared = self._shared_by_several(vector)
 
         def encoded(codec: Codec | LowRank | None) -> FloatReducer:
             return EncodedFloats(self.group, codec, shared, vector.mine, matrices, feedback, self._seed)

@@ -90,8 +90,9 @@ class Automatic:
         self._plain = plain
         self._encoded = encoded
         self._numel, self._dtype = numel, dtype
-        self._sizes = {} if peers is None else _sizes(peers, numel, dtype, matrices)
-        self._num_buckets = -(-numel * dtype.itemsize // bucket_nbytes)
+        self._several = group.node.size < group.size
+        self._sizes = {} if peers is None or not self._several else _sizes(peers, numel, dtype, matrices)
+        self._num_buckets = max(1, -(-numel * dtype.itemsize // bucket_nbytes))
         self._now: FloatReducer = plain
         self._chosen = self._wanted = "none"
         self._flushes = False  # whether the next step sends what residuals hold, and all else as it is
@@ -151,10 +152,12 @@ class Automatic:
         if self._usual is not None and self._usual / _CHANGED <= added <= self._usual * _CHANGED:
             return
         self._usual = None
-        prices = self._prices = self._measure()
-        self._wanted, note = self._group.broadcast_object(self._choose(prices, behind) if self._sizes else None)
+        if self._several:
+            prices = self._prices = self._measure()
+            choice = self._choose(prices, behind) if self._group.rank == 0 else None
+            self._wanted, note = self._group.broadcast_object(choice)
+            self.notes.append(note)
         self._flushes = self._wanted == "none" and (holds or self._chosen != "none")
-        self.notes.append(note)
 
     def _choose(self, prices: Prices, behind: float) -> tuple[str, str]:
         """Return the choice, and why. Local."""
@@ -169,7 +172,7 @@ class Automatic:
 
     def _expect(self, prices: Prices, name: str, behind: float) -> float:
         """Return by how many seconds a step is expected to become longer. Local."""
-        link, ranks = prices.link, len(self._group.carriers.node_sizes)
+        link, ranks = prices.link, 1 if self._peers is None else self._peers.size
         nbytes = self._numel * self._dtype.itemsize
         if name == "none":
             travels = link.seconds(2 * self._num_buckets * (ranks - 1), 2 * (ranks - 1) / ranks * nbytes)

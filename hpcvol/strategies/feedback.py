@@ -24,19 +24,22 @@ class Feedback:
 
     Attributes:
         step: how many steps were committed, the same on all members.
+        keeps: as given.
+        inherited: the members that had left when `place` was called last, and whose residuals were taken over.
     """
 
     def __init__(self, numel: int, dtype: "np.dtype[Any]", *, keeps: bool) -> None:
         self.step = 0
+        self.keeps = keeps
+        self.inherited: set[int] = set()
         self._numel = numel
         self._dtype = dtype
-        self._keeps = keeps
         self._part = slice(0, 0)
         self._owns = False
         self._residual = self._next = np.empty(0, dtype)
         self._factors = self._next_factors = np.empty(0, dtype)
         self._placed: tuple[slice, Floats, int, bool] | None = None
-        self._inherited: tuple[set[int], Floats] | None = None
+        self._inheritance: tuple[set[int], Floats] | None = None
         self._begun = False
 
     def place(self, group: Group, part: slice, factors_numel: int, *, owns: bool) -> None:
@@ -51,29 +54,35 @@ class Feedback:
             owns: whether this member takes what others had of `part`: one for each element.
         """
         self._begun = False
-        self.step = max(group.gather_objects(self.step))
-        parted = self._inherited is not None and not self._inherited[0] & set(group.members)
+        heirs, mine = self._inheritance or (set(), None)
+        here = not heirs & set(group.members)
         moved = self._residual.size > 0 and self._part != part
-        residual = np.zeros(part.stop - part.start, self._dtype)
-        if self._keeps and group.any(moved or parted):
+        told = group.gather_objects((self.step, moved, sorted(heirs) if here and heirs else None))
+        self.step = max(step for step, _, _ in told)
+        heir = next((rank for rank, (_, _, left) in enumerate(told) if left), None)
+        self.inherited = set() if heir is None else set(told[heir][2])
+        residual = np.zeros(part.stop - part.start if self.keeps else 0, self._dtype)
+        if self.keeps and (heir is not None or any(one for _, one, _ in told)):
             whole = self._whole()
-            if self._inherited is not None and parted and group.rank == 0:
-                whole += self._inherited[1]
+            if group.rank == heir and mine is not None:
+                whole += mine
             allreduce(group, whole)
             if owns:
                 residual[:] = whole[part]
         elif self._part == part and self._residual.size:
             residual[:] = self._residual
+        if not here:
+            self._inheritance = None
         self._placed = part, residual, factors_numel, owns
 
-    def hand_over(self, group: Group, leaving: set[int]) -> None:
+    def inherit(self, group: Group, leaving: set[int]) -> None:
         """Take over the residuals of members that are about to leave; `place` comes next. Collective with them."""
-        if not self._keeps:
-            return
         self._settle()
+        if not self.keeps:
+            return
         whole = self._whole() if group.members[group.rank] in leaving else np.zeros(self._numel, self._dtype)
         allreduce(group, whole)
-        self._inherited = leaving, whole
+        self._inheritance = set(leaving), whole
 
     def begin(self) -> tuple[Floats | None, Floats]:
         """Return the copies of residual (None where nothing is kept) and factors that the step at hand changes."""
@@ -81,13 +90,15 @@ class Feedback:
         np.copyto(self._next, self._residual)
         np.copyto(self._next_factors, self._factors)
         self._begun = True
-        return (self._next if self._keeps else None), self._next_factors
+        return (self._next if self.keeps else None), self._next_factors
 
     def commit(self) -> None:
         """The step took effect: what it left is the residual now. Local; the same calls on all members."""
         if self._begun:
             self._residual, self._next = self._next, self._residual
             self._factors, self._next_factors = self._next_factors, self._factors
+        else:
+            self._settle()
         self._begun = False
         self.step += 1
 
@@ -96,12 +107,13 @@ class Feedback:
         """Euclidean norm of this member's residual."""
         return math.sqrt(float(np.dot(self._residual, self._residual)))
 
-    def gathered(self, group: Group) -> Floats:
-        """Return the sum of all members' residuals, [numel]. Collective."""
+    def gathered(self, group: Group) -> Floats | None:
+        """Return the sum of all members' residuals, [numel]; None where all are 0. Collective."""
         self._settle()
+        if not group.any(self.norm > 0):
+            return None
         whole = self._whole()
-        if self._keeps:
-            allreduce(group, whole)
+        allreduce(group, whole)
         return whole
 
     def load(self, whole: Floats | None, step: int) -> None:
@@ -114,7 +126,8 @@ class Feedback:
         if whole is not None and whole.size != self._numel:
             raise ValueError(f"{whole.size} elements, expected {self._numel}")
         self.step = step
-        self._residual[:] = whole[self._part] if whole is not None and self._owns and self._keeps else 0
+        if self.keeps:
+            self._residual[:] = whole[self._part] if whole is not None and self._owns else 0
 
     def _settle(self) -> None:
         """Take up what `place` has prepared: by now it came to an end on all members."""
@@ -123,11 +136,11 @@ class Feedback:
         self._part, self._residual, factors_numel, self._owns = self._placed
         self._next = np.empty_like(self._residual)
         self._factors, self._next_factors = np.zeros(factors_numel, self._dtype), np.empty(factors_numel, self._dtype)
-        self._placed = self._inherited = None
+        self._placed = self._inheritance = None
 
     def _whole(self) -> Floats:
         """Return this member's residual with zeros for all that it has nothing of."""
         whole = np.zeros(self._numel, self._dtype)
-        part, residual = (self._part, self._residual) if self._residual.size else (slice(0, 0), self._residual)
-        whole[part] = residual
+        if self._residual.size:
+            whole[self._part] = self._residual
         return whole

@@ -26,39 +26,48 @@ class HookState:
         self.process_group = process_group
         self.seed = seed
         self._buckets: dict[int, _Bucket] = {}
+        self._left: dict[int, Floats] = {}
+        self._step = 0
+
+    @property
+    def residuals(self) -> dict[int, Floats]:
+        """What was not sent of each parameter's gradient, by the parameter's `id`."""
+        return self._left | {key: one for bucket in self._buckets.values() for key, one in bucket.residuals().items()}
 
     def bucket(self, bucket: Any, like: Floats) -> "_Bucket":
-        """Return what is kept of a bucket. DDP makes buckets anew after the first step: residuals go along."""
+        """Return what is kept of a bucket. DDP makes all buckets anew after the first step: residuals go along."""
         parameters = bucket.parameters()
         found = self._buckets.get(bucket.index())
-        if found is None or [id(one) for one in parameters] != [id(one) for one in found.parameters]:
-            made = _Bucket(self.codec, parameters, like)
-            for other in self._buckets.values():
-                made.take(other)
-            self._buckets[bucket.index()] = found = made
+        if found is not None and [id(one) for one in parameters] != [id(one) for one in found.parameters]:
+            self._left = self.residuals
+            self._step = max(one.step for one in self._buckets.values())
+            self._buckets.clear()
+            found = None
+        if found is None:
+            found = self._buckets[bucket.index()] = _Bucket(self.codec, parameters, like, self._step)
+            for key, residual in found.residuals().items():
+                residual[:] = self._left.pop(key, 0)
         return found
 
 
 class _Bucket:
-    def __init__(self, codec: Codec | LowRank, parameters: list[torch.Tensor], like: Floats) -> None:
+    """What is kept of a bucket: its residual, and what low rank needs besides."""
+
+    def __init__(self, codec: Codec | LowRank, parameters: list[torch.Tensor], like: Floats, step: int) -> None:
         self.parameters = parameters
         self.residual = np.zeros_like(like)
-        self.step = 0
-        starts = np.cumsum([0, *(one.numel() for one in parameters)])
-        self._places = {id(one): int(start) for one, start in zip(parameters, starts, strict=False)}
+        self.step = step
+        starts = np.cumsum([0, *(one.numel() for one in parameters)]).tolist()
+        self._places = {id(one): (start, start + one.numel()) for one, start in zip(parameters, starts, strict=False)}
         self.low_rank: LowRankStep | None = None
         if isinstance(codec, LowRank):
-            shapes = [(int(start), tuple(one.shape)) for start, one in zip(starts, parameters, strict=False)]
+            shapes = [(start, tuple(one.shape)) for start, one in zip(starts, parameters, strict=False)]
             self.low_rank = LowRankStep(codec, like.size, like.dtype, matrices_of(shapes))
             self.factors = np.zeros(self.low_rank.factors_numel, like.dtype)
 
-    def take(self, other: "_Bucket") -> None:
-        self.step = max(self.step, other.step)
-        for parameter in self.parameters:
-            place = other._places.get(id(parameter))
-            if place is not None:
-                mine, count = self._places[id(parameter)], parameter.numel()
-                self.residual[mine : mine + count] = other.residual[place : place + count]
+    def residuals(self) -> dict[int, Floats]:
+        """Return the residual's parts, views, by the `id` of their parameters."""
+        return {key: self.residual[start:stop] for key, (start, stop) in self._places.items()}
 
 
 def codec_hook(codec: str, process_group: dist.ProcessGroup | None = None, seed: int = 0) -> tuple[HookState, Hook]:
@@ -66,7 +75,7 @@ def codec_hook(codec: str, process_group: dist.ProcessGroup | None = None, seed:
 
     Payloads of all ranks are gathered, and added in the order of ranks: all end with the same bits. PowerSGD sums its
     thin matrices in two all-reduces. Error feedback is kept in the state. Gradients are float32 or float64 on the CPU;
-    those on a GPU are copied there and back.
+    those on a GPU are copied there and back, which takes a process group that has a backend for the CPU too.
 
     Args:
         codec: as `strategy.codec`, but for "none" and "auto".
@@ -93,6 +102,8 @@ def _hook(
     buffer = bucket.buffer()
     if buffer.dtype not in (torch.float32, torch.float64):
         raise ConfigError(f"codec_hook: gradients are {buffer.dtype}, and codecs take float32 or float64")
+    if buffer.device.type != "cpu":
+        _check_backend(state)
     vector = buffer.detach().cpu().contiguous().numpy()
     vector /= dist.get_world_size(state.process_group)
     kept = state.bucket(bucket, vector)
@@ -104,6 +115,15 @@ def _hook(
         return _done(buffer, vector)
     assert not isinstance(state.codec, LowRank)
     return _gather(state, state.codec, kept, step, vector, buffer)
+
+
+def _check_backend(state: HookState) -> None:
+    """Refuse a process group that cannot send what lies in main memory."""
+    if "cpu" not in dist.get_backend_config(state.process_group):
+        raise ConfigError(
+            "codec_hook encodes on the CPU, and the process group has no backend for it: give init_process_group "
+            'backend = "cpu:gloo,cuda:nccl", or codec_hook a process_group of gloo'
+        )
 
 
 def _gather(

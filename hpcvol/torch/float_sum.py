@@ -121,7 +121,8 @@ class FloatGradients:
             flat.finish(weight, self._weight)
         for parameter, view, used in zip(self._parameters, self._views, self._used, strict=True):
             gradient = view if view.dtype == parameter.dtype else view.to(parameter.dtype)
-            parameter.grad = gradient if used else None
+            # Of one that nobody used there may be something left from steps before.
+            parameter.grad = gradient if used or (self.feedbacks and bool(view.any())) else None
         self.finished = True
 
     def rebuild(self) -> None:
@@ -176,6 +177,7 @@ class _Flat:
         self._strategy = strategy
         self._memory = Memory(self.layout.numel, _NUMPY[dtype])
         self.dtype_name = self._memory.dtype.name
+        self._gaps = list(self.layout.gaps())
         shapes = zip(self.layout.starts, self._shapes, strict=True)
         self._matrices = matrices_of([(start, tuple(shape)) for start, shape in shapes])
         self.feedback = strategy.feedback(self.layout.numel, self._memory.dtype)
@@ -203,6 +205,9 @@ class _Flat:
             self._reducer.vector[:] = self._tensor.cpu().numpy()
             for bucket in range(len(self.layout.buckets)):
                 self._reducer.push(bucket)
+        if self.feedback is not None:
+            for gap in self._gaps:  # codecs write there too, and would sum that up
+                self._reducer.vector[gap] = 0
         self._reducer.finish(weight, own)
         if not self._on_cpu:
             self._tensor.copy_(torch.from_numpy(self._reducer.vector))

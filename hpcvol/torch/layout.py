@@ -1,7 +1,8 @@
 """Where each tensor lies in one flat vector, and how that vector is cut into buckets."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 ALIGNMENT = 16  # elements: 64 bytes of float32, 128 of int64; a product's bits can depend on alignment
 
@@ -23,6 +24,13 @@ class Layout:
     numel: int
     buckets: tuple[tuple[int, int], ...]
     bucket_of: tuple[int, ...]
+
+    def gaps(self) -> Iterator[slice]:
+        """Yield the elements that belong to no tensor."""
+        ends = sorted((start, start + numel) for start, numel in zip(self.starts, self.numels, strict=True))
+        for (_, end), (following, _) in pairwise([*ends, (self.numel, self.numel)]):
+            if end < following:
+                yield slice(end, following)
 
     @classmethod
     def of(cls, numels: Sequence[int], bucket_numel: int) -> "Layout":

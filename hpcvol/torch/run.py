@@ -107,6 +107,7 @@ class Run:
         facts: what decides the weights besides code and data, as it was at the start.
         replacing: has members that died replaced, where there is one.
         lost_residuals: of members that died: id, and the norm of what it had not sent of its gradients, as it had told.
+        residual_norms: of what members have not sent, by id, as they told last; the same on all members.
         is_first: whether this is the member that writes and prints for all.
     """
 
@@ -167,8 +168,7 @@ class Run:
                 ", ".join(map(repr, unknown)),
             )
         self.lost_residuals: list[tuple[int, float]] = []
-        self._residual_norms: dict[int, float] = {}
-        self._leaving: set[int] = set()
+        self.residual_norms: dict[int, float] = {}
         self.broadcast_model()
         self.membership.add(self)
         self.replacing: Replacing | None = None
@@ -287,7 +287,7 @@ class Run:
         self.gradients.commit()
         self.buffers.commit()
         if self._feedbacks:
-            self._residual_norms = {member: said.get(_RESIDUAL, 0.0) for member, said in step.told.items()}
+            self.residual_norms = {member: said.get(_RESIDUAL, 0.0) for member, said in step.told.items()}
             self.membership.saying[_RESIDUAL] = math.hypot(*(feedback.norm for feedback in self._feedbacks.values()))
         self._learn_speeds(step)
         self.step += 1
@@ -300,23 +300,24 @@ class Run:
 
     def can_spare(self, leaving: set[int]) -> bool:
         """As `hpcvol.elastic.membership.Part`: all there is but residuals every member has."""
-        if not set(self.group.members) - leaving:
-            return False
+        return bool(set(self.group.members) - leaving)
+
+    def inherit(self, leaving: set[int]) -> None:
+        """As `hpcvol.elastic.membership.Part`: what they have not sent of their gradients."""
         for feedback in self._feedbacks.values():
-            feedback.hand_over(self.group, leaving)
-        self._leaving |= leaving
-        return True
+            feedback.inherit(self.group, leaving)
 
     def hand_over(self) -> None:
-        """As `hpcvol.elastic.membership.Part`: every member has all there is."""
+        """As `hpcvol.elastic.membership.Part`: the others have all there is."""
 
     def rebuild(self) -> None:
         """As `hpcvol.elastic.membership.Part`."""
         self.loader.forget()
-        gone = self._residual_norms.keys() - set(self.group.members)
-        self.lost_residuals += [(one, self._residual_norms[one]) for one in sorted(gone - self._leaving)]
-        self._residual_norms = {one: norm for one, norm in self._residual_norms.items() if one not in gone}
         self.gradients.rebuild()
+        gone = self.residual_norms.keys() - set(self.group.members)
+        lost = gone.difference(*(feedback.inherited for feedback in self._feedbacks.values()))
+        self.lost_residuals += [(one, self.residual_norms[one]) for one in sorted(lost) if self.residual_norms[one]]
+        self.residual_norms = {one: norm for one, norm in self.residual_norms.items() if one not in gone}
         self.buffers.rebuild()
         self.dealing.rebuild()
         # A member that is new has seen nothing yet, and all have to tell of the same ones.
@@ -351,11 +352,18 @@ class Run:
         self.buffers.take_current()
 
     def residuals(self) -> dict[str, torch.Tensor]:
-        """Return the sums of what members have not sent of their gradients, by dtype: for a checkpoint. Collective."""
-        return {name: torch.from_numpy(one.gathered(self.group)) for name, one in self._feedbacks.items()}
+        """Return the sums of what members have not sent of their gradients, by dtype: for a checkpoint. Collective.
 
-    def load_residuals(self, stored: Mapping[str, torch.Tensor]) -> None:
+        Where members have sent all there is nothing.
+        """
+        sums = {name: one.gathered(self.group) for name, one in self._feedbacks.items()}
+        return {name: torch.from_numpy(one) for name, one in sums.items() if one is not None}
+
+    def load_residuals(self, stored: Mapping[str, torch.Tensor]) -> bool:
         """Go on from what `residuals` returned, after `load_state`. Local; the same on every member.
+
+        Returns:
+            Whether all of it will be sent: not so where `strategy.codec` keeps nothing any more.
 
         Raises:
             CheckpointError: they are of another model.
@@ -365,6 +373,7 @@ class Run:
                 feedback.load(None if name not in stored else stored[name].numpy(), self.step)
             except ValueError as error:
                 raise CheckpointError(f"the checkpoint's residuals are not of this model: {error}") from None
+        return all(name in self._feedbacks and self._feedbacks[name].keeps for name in stored)
 
     @property
     def _feedbacks(self) -> dict[str, Feedback]:

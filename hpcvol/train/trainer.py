@@ -348,6 +348,7 @@ class Trainer:
                 "changes": self._changes_told,
                 "slow": run.slow,
                 "residuals": self._residuals[0],
+                "norms": (run.lost_residuals, run.residual_norms),
             }
         theirs = group.broadcast_object(ours)
         if self._invited is not None:
@@ -361,6 +362,7 @@ class Trainer:
             self._changes_told = theirs["changes"]
             run.slow = theirs["slow"]
             self._residuals = theirs["residuals"], {}
+            run.lost_residuals, run.residual_norms = theirs["norms"]
 
     def abandon(self) -> None:
         """As `hpcvol.elastic.membership.Part`."""
@@ -370,6 +372,9 @@ class Trainer:
     def can_spare(self, leaving: set[int]) -> bool:
         """As `hpcvol.elastic.membership.Part`: somebody has to see the run directory."""
         return self._copies.can_spare(leaving)
+
+    def inherit(self, leaving: set[int]) -> None:
+        """As `hpcvol.elastic.membership.Part`: what they have is on disk, or others have it too."""
 
     def hand_over(self) -> None:
         """As `hpcvol.elastic.membership.Part`: another member will keep the run, and tell of it."""
@@ -422,7 +427,13 @@ class Trainer:
         residuals = load(self.run, found)
         with together(self._group, f"going on from {found.name}"):
             self.run.load_state(state["run"])
-            self.run.load_residuals(residuals)
+            if not self.run.load_residuals(residuals) and self._group.rank == 0:
+                logger.warning(
+                    'strategy.codec = "%s" keeps nothing from step to step: what members had not sent of their '
+                    "gradients when %s was written is left out",
+                    self._config.strategy.codec,
+                    found.name,
+                )
             self._progress = Progress(**state["progress"])
             self._ledger_head = Head(**state["ledger"])
             if state["best"] and self._checkpoints is not None and self._group.rank == found.owner:

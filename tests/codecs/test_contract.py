@@ -29,6 +29,7 @@ NAMES = [
     "randomk:0.1",
     "randomk:0.1+int4",
     "threshold:2",
+    "threshold:0.001",
     "threshold:2+fp16",
 ]
 LENGTHS = [0, 1, 15, 16, 255, 256, 257, 5000]

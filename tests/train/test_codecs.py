@@ -66,16 +66,22 @@ def test_the_sum_of_residuals_goes_on_at_another_number_of_ranks(
 
 
 def struck(
-    project: Project, run_program: RunProgram, run: str, strikes: list[list[Any]], seconds: float = 0.0
+    project: Project, run_program: RunProgram, run: str, strikes: list[list[Any]], *, spares: int = 0
 ) -> list[dict[str, Any]]:
     """Train with three members of whom some are struck; return the ledger."""
     harness = str(Path(__file__).parents[1] / "harness")
     begin = f"import sys; sys.path.insert(0, {harness!r}); import strikes; strikes.install()\n"
-    begin += f"from hpcvol.train import stopping; stopping._ALL_SECONDS = {seconds}\n"
+    begin += "from hpcvol.train import stopping; stopping._ALL_SECONDS = 0.0\n"
     code = (project.folder / "digits.py").read_text()
     project.write("digits.py", code.replace("\nimport ", f"\n{begin}import ", 1))
-    overrides = (FLOAT, "strategy.codec=topk:0.1", "train.steps=12", "checkpoint.every_steps=3")
-    argv = [sys.executable, "-m", "hpcvol.cli", "train", str(project.job), "-n", "3"]
+    overrides = (
+        FLOAT,
+        "strategy.codec=topk:0.1",
+        "train.steps=12",
+        "checkpoint.every_steps=3",
+        f"elastic.spares={spares}",
+    )
+    argv = [sys.executable, "-m", "hpcvol.cli", "train", str(project.job), "-n", str(3 + spares)]
     argv += [part for override in overrides for part in ("--set", override)]
     variables = {"STRIKES": json.dumps(strikes), "STRUCK": str(project.folder)}
     ended = run_program([*argv, "--run-dir", str(project.folder / run)], variables=variables, seconds=SECONDS)
@@ -103,3 +109,15 @@ def test_what_a_killed_member_had_not_sent_is_in_the_ledger(project: Project, ru
 def test_who_leaves_takes_nothing_along(project: Project, run_program: RunProgram) -> None:
     lines = struck(project, run_program, "left", [[1, "backward", 6, "SIGTERM"]])
     assert [line["event"] for line in lines if line.get("event") in ("leave", "residual lost")] == ["leave"]
+
+
+@striking
+@pytest.mark.limit_seconds(250)
+def test_a_newcomer_tells_the_same_as_the_others(project: Project, run_program: RunProgram) -> None:
+    """Of all residuals that were lost, also of a member that dies in the newcomer's first step; it takes the run over."""
+    strikes: list[list[Any]] = [[1, "all-reduce encoded", 4], [0, "welcome", 1], [2, "optimizer", 7]]
+    lines = struck(project, run_program, "joined", strikes, spares=2)
+    events = [(line["event"], line["who"]) for line in lines if line.get("event") in ("join", "residual lost")]
+    lost = [who for event, who in events if event == "residual lost"]
+    assert lost == [["member 1"], ["member 0"], ["member 2"]]
+    assert len([event for event, _ in events if event == "join"]) == 2
