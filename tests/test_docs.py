@@ -25,6 +25,12 @@ pytestmark = pytest.mark.limit_seconds(LIMIT_SECONDS + 10)
 Type = Callable[..., str]
 
 
+@pytest.fixture(autouse=True)
+def _once() -> None:
+    if "Open MPI" not in launch_command(1, []).note:
+        pytest.skip("what the pages tell is typed under Open MPI; what they tell of has tests under each MPI")
+
+
 def blocks(page: str, language: str) -> str:
     """Return all fenced blocks of one language in a page of docs/, one after the other."""
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
@@ -60,8 +66,6 @@ def type_in(tmp_path: Path, run_program: RunProgram) -> Type:
 @pytest.mark.limit_seconds(3 * LIMIT_SECONDS)
 def test_install(wheel: Path, tmp_path: Path, run_program: RunProgram) -> None:
     """From the wheel of these sources instead of the released one; the site's module is a folder with an Open MPI."""
-    if "Open MPI" not in launch_command(1, []).note:
-        pytest.skip("installs Open MPI whichever MPI runs the suite: once is enough")
     with_wheel, with_module = blocks("install", "sh").split("\nmodule load")
     site = tmp_path / "site"
     pip = {

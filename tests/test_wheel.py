@@ -13,7 +13,7 @@ from launched import RunProgram
 ROOT = Path(__file__).parents[1]
 
 # Building asks pip for setuptools, which may come over a network.
-pytestmark = pytest.mark.limit_seconds(240)
+pytestmark = [pytest.mark.limit_seconds(240), pytest.mark.without_mpi]
 
 
 def test_the_wheel_holds_every_module_and_no_leftovers(wheel: Path) -> None:
