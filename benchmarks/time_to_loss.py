@@ -63,7 +63,7 @@ ROUNDS, AT_ONCE = 6, 2
 LIMIT_SECONDS = 7200.0
 
 CODECS = ["none", "auto", "bf16", "int8", "int4", "sign", "topk:0.01+int8", "randomk:0.1", "powersgd:2", "powersgd:4"]
-CODECS += ["powersgd:8"]
+CODECS += ["powersgd:4+bf16", "powersgd:8+bf16"]
 HOOKS = [
     f"{hook} {cap} MB" for hook in ("plain", "fp16", "powersgd:2", "powersgd:4", "powersgd:8") for cap in (25, 100)
 ]

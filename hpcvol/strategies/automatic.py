@@ -25,7 +25,7 @@ from hpcvol.strategies.reducer import FloatReducer
 
 # What is chosen among. All of them take a model as far as no codec does in about as many steps (benchmarks/
 # time_to_loss.py); others may be faster a step, and are for those who know their model.
-CANDIDATES = ("bf16", "int8", "powersgd:4")
+CANDIDATES = ("bf16", "int8", "powersgd:4+bf16")
 
 # Steps before the first choice: the first ones compile, and lay out.
 _SETTLING = 3
