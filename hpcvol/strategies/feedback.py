@@ -54,6 +54,8 @@ class Feedback:
             owns: whether this member takes what others had of `part`: one for each element.
         """
         self._begun = False
+        if not all(group.gather_objects(self._placed is not None)):
+            self._settle()  # somebody has taken up what was prepared last, so that it came to its end on all
         heirs, mine = self._inheritance or (set(), None)
         here = not heirs & set(group.members)
         moved = self._residual.size > 0 and self._part != part

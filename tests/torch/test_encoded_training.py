@@ -92,6 +92,19 @@ def test_the_sum_stays_when_slices_are_cut_anew(group: Group) -> None:
     np.testing.assert_array_equal(residual, before if group.rank == 0 else np.zeros(12))
 
 
+def test_a_death_while_some_have_taken_up_their_new_slices_counts_nothing_twice(group: Group) -> None:
+    feedback = Feedback(12, np.dtype(np.float64), keeps=True)
+    half = slice(0, 6) if group.rank % 2 == 0 else slice(6, 12)
+    feedback.place(group, half, 0, owns=group.rank < 2)
+    take_steps(feedback, 1.0 + group.rank)
+    before = kept(feedback, group)
+    feedback.place(group, slice(0, 12), 0, owns=group.rank == 0)
+    if group.rank == 0:
+        feedback.begin()
+    feedback.place(group, half, 0, owns=group.rank < 2)
+    np.testing.assert_array_equal(kept(feedback, group), before)
+
+
 def test_who_leaves_hands_its_residual_over(group: Group) -> None:
     if group.size == 1:
         pytest.skip("nobody to hand it to")
