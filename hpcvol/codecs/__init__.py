@@ -7,8 +7,8 @@ a plus sign, as in "int8", "topk:0.01", "topk:0.01+int8" or "powersgd:4".
 from hpcvol.codecs.cast import Cast
 from hpcvol.codecs.codec import Codec, Floats, Payload, Seeds
 from hpcvol.codecs.low_rank import LowRank
-from hpcvol.codecs.names import AUTO, NAMES, parse
+from hpcvol.codecs.names import AUTO, parse
 from hpcvol.codecs.quantise import Quantise
 from hpcvol.codecs.sparsify import Sparsify
 
-__all__ = ["AUTO", "NAMES", "Cast", "Codec", "Floats", "LowRank", "Payload", "Quantise", "Seeds", "Sparsify", "parse"]
+__all__ = ["AUTO", "Cast", "Codec", "Floats", "LowRank", "Payload", "Quantise", "Seeds", "Sparsify", "parse"]

@@ -15,8 +15,6 @@ _QUANTISERS = ("fp8", "int8", "int4", "sign", "ternary")
 # Whatever costs less: see `hpcvol.strategies.automatic`.
 AUTO = "auto"
 
-NAMES = (*_CASTS, "fp8", "int8", "int4", "ternary", "sign", "qsgd", *SELECTIONS, "powersgd")
-
 
 def parse(text: str) -> Codec | LowRank | None:
     """Return the codec that `strategy.codec` names; None for "none", and for "auto", which names none.

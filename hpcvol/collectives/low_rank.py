@@ -15,12 +15,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from hpcvol.codecs import Floats, LowRank, Seeds
+from hpcvol.codecs import Floats, LowRank
 from hpcvol.collectives.calling import calling
-from hpcvol.collectives.thin import ThinSum
+from hpcvol.collectives.thin import NO_SEEDS, ThinSum
 from hpcvol.comm.group import Group
-
-_NO_SEEDS = Seeds(0, 0)
 
 Total: TypeAlias = Callable[[Floats], None]
 
@@ -119,9 +117,9 @@ class LowRankStep:
 
     def _round(self, thin: Floats) -> None:
         if self._values is not None and self._codes is not None:
-            used = self._values.encode(thin, None, _NO_SEEDS, self._codes[: self._values.room(thin.size, thin.dtype)])
+            used = self._values.encode(thin, None, NO_SEEDS, self._codes[: self._values.room(thin.size, thin.dtype)])
             thin.fill(0)
-            self._values.accumulate(self._codes[:used], _NO_SEEDS, thin)
+            self._values.accumulate(self._codes[:used], NO_SEEDS, thin)
 
     def _elsewhere(self) -> Iterator[tuple[slice, Floats]]:
         """Yield what is in no matrix, and where it lies in what is summed first."""

@@ -11,7 +11,7 @@ from hpcvol.comm.group import Group
 
 # With more ranks everybody would send too much to too many.
 _GATHERED_RANKS = 4
-_NO_SEEDS = Seeds(0, 0)
+NO_SEEDS = Seeds(0, 0)  # of casts, which draw nothing
 
 
 class ThinSum:
@@ -46,11 +46,11 @@ class ThinSum:
         if self._values is None:
             mine.payload[:] = vector.view(np.uint8)
         else:
-            self._values.encode(vector, None, _NO_SEEDS, mine.payload)
+            self._values.encode(vector, None, NO_SEEDS, mine.payload)
         self.sent_nbytes = spread(self.group, self._buffers)
         vector.fill(0)
         for buffer in self._buffers:  # in the order of ranks
             if self._values is None:
                 vector += buffer.filled.view(vector.dtype)
             else:
-                self._values.accumulate(buffer.filled, _NO_SEEDS, vector)
+                self._values.accumulate(buffer.filled, NO_SEEDS, vector)
