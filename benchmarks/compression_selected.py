@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
 
 from hpcvol.kernels import low_rank, random_k, sparse, top_k
 from hpcvol.kernels.orthogonalise import orthogonalise
@@ -104,9 +105,14 @@ def matrix(vector: Any) -> Any:
 
 
 def powersgd_feedback(numel: int) -> Contenders:
-    """Make both factors with error feedback, and take what they say out of the residual."""
+    """Make both factors with error feedback, and take what they say out of the residual.
+
+    "torch" does that with as few operations as torch has; "torch_hook" does what torch's PowerSGD hook does of it, and
+    that decodes besides: its residual is what is left of the decoded.
+    """
     p, q = factors(numel)
     torch_q, numpy_q = torch.from_numpy(q.T.copy()), q.T.copy()
+    hook_p, hook_q = torch.from_numpy(p.T.copy())[None], torch.from_numpy(q.T.copy())[None]
 
     def ours(x: Any, residual: Any) -> None:
         low_rank.project(matrix(x), matrix(residual), q, p)
@@ -120,6 +126,17 @@ def powersgd_feedback(numel: int) -> Contenders:
         torch.mm(corrected.T, left, out=torch_q)
         corrected.addmm_(left, torch_q.T, alpha=-1)
 
+    gradient, errors = torch.randn(1, p.shape[1], COLUMNS), [torch.zeros(1, p.shape[1], COLUMNS)]
+
+    def hooks(_: Any, __: Any) -> None:
+        gradient.add_(errors.pop())
+        kept = torch.clone(gradient)
+        torch.bmm(gradient, hook_q, out=hook_p)
+        powerSGD_hook._orthogonalize(hook_p)
+        torch.bmm(gradient.transpose(1, 2), hook_p, out=hook_q)
+        torch.bmm(hook_p, hook_q.transpose(1, 2), out=gradient)
+        errors.append(kept - gradient)
+
     def numpys(x: Any, residual: Any) -> None:
         corrected = matrix(residual)
         corrected += matrix(x)
@@ -127,7 +144,7 @@ def powersgd_feedback(numel: int) -> Contenders:
         np.matmul(corrected.T, left, out=numpy_q)
         corrected -= left @ numpy_q.T
 
-    return {"hpcvol": ours, "torch": torchs, "numpy": numpys}
+    return {"hpcvol": ours, "torch": torchs, "torch_hook": hooks, "numpy": numpys}
 
 
 def powersgd_decode(numel: int) -> Contenders:

@@ -6,9 +6,10 @@ has many parameters for what it computes, so that its gradient takes at least 2 
 What a contender learns does not depend on the link, and how long a step takes does not depend on the seed. So there are
 two parts, and `seconds` is their product:
 
-- curves: each contender trains with three seeds over the unlimited link, on the same batches, and is validated every
-  ten steps; between two validations the loss is taken to fall evenly. `steps` is how many it takes to the target: the
-  loss that plain DDP has come to near the end, the worst of its seeds. Who does not get there has no seconds.
+- curves: each contender trains with three seeds, as two ranks of this machine, on the same batches, and is validated
+  every twenty steps; between two validations the loss is taken to fall evenly. `steps` is how many it takes to the
+  target: the loss that plain DDP has come to near the end, the worst of its seeds. Who does not get there has no
+  seconds. They take some minutes a contender.
 - links: on each link all contenders take steps in turn, two at a time; the slower rank counts.
 
 "auto" learns what the codec that it chose on that link does.
@@ -19,13 +20,17 @@ one latency each. `sent` is bytes that a host sends a step, headers and all.
 DDP has gradient_as_bucket_view and static_graph; bucket sizes, and ranks of its PowerSGD, are contenders of their own:
 the best of them is what there is to beat.
 
-    python benchmarks/time_to_loss.py [--json FILE] [--quick] [--only NAME,...] [--curves FILE]    Open MPI; no mpiexec
+`--keep FILE` keeps what was found of each link and contender; what is there already is not measured again.
+
+    python benchmarks/time_to_loss.py [--json FILE] [--quick] [--only NAME,...] [--keep FILE]    Open MPI; no mpiexec
 """
 
 import argparse
 import functools
 import json
+import math
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -44,8 +49,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 
 import hpcvol
+from hpcvol import environment
 from hpcvol.callables import load_callable
-from hpcvol.comm import Group
+from hpcvol.comm import Group, launch_command
 from hpcvol.comm import start as start_mpi
 from hpcvol.kernels.permutation import permute
 
@@ -55,15 +61,18 @@ sys.path[:0] = [str(ROOT / "tests" / "lab"), str(ROOT / "examples")]
 MODEL = {"width": 256, "num_layers": 8, "num_heads": 4, "context": 64, "num_past": 1}
 BATCH, VALIDATION = 4, 64  # sequences
 RATE, WARM_UP_STEPS = 1e-3, 20
-STEPS, EVERY, SEEDS = 260, 10, 3
-TARGET_STEPS = 180
+STEPS, EVERY, SEEDS = 400, 20, 3
+TARGET_STEPS = 340
 TEXT_NBYTES = 4 << 20
 LINKS = {"unlimited": (0.0, 0.0), "1 Gbit/s": (1e9, 0.001), "100 Mbit/s": (1e8, 0.02)}
 ROUNDS, AT_ONCE = 6, 2
+AUTO_SETTLES = 80  # steps
 LIMIT_SECONDS = 7200.0
+THREADS = {"OMP_NUM_THREADS": "1"}
+PORT = "29411"
 
-CODECS = ["none", "auto", "bf16", "int8", "int4", "sign", "topk:0.01+int8", "randomk:0.1", "powersgd:2", "powersgd:4"]
-CODECS += ["powersgd:4+bf16", "powersgd:8+bf16"]
+CODECS = ["none", "auto", "bf16", "powersgd:8+bf16", "powersgd:4+bf16", "int8", "int4", "powersgd:4", "powersgd:2"]
+CODECS += ["sign", "topk:0.01+int8", "randomk:0.1", "fp16", "fp8", "ternary", "qsgd:16", "topk:0.01", "threshold:0.001"]
 HOOKS = [
     f"{hook} {cap} MB" for hook in ("plain", "fp16", "powersgd:2", "powersgd:4", "powersgd:8") for cap in (25, 100)
 ]
@@ -102,9 +111,12 @@ class Contender:
     def __init__(self, name: str, seed: int, data: Sequences, group: Group) -> None:
         self.name = name
         self._data = data
+        self._group = group
         torch.manual_seed(seed)
         self.model = load_callable(f"{ROOT}/examples/gpt.py:build", ROOT)(**MODEL)
-        self._optimizer = torch.optim.AdamW(self.model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.1)
+        self._optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+        )
         self._taken = 0
         who, _, how = name.partition(" ")
         self.step: Stepper
@@ -120,8 +132,10 @@ class Contender:
 
     @torch.no_grad()
     def validate(self) -> float:
-        """Return the loss on what is not trained on."""
-        return float(self.model(self._data.tokens[:VALIDATION])["loss"])
+        """Return the loss on what is not trained on; each rank computes its share. Collective."""
+        group = self._group
+        mine = self._data.tokens[:VALIDATION].view(group.size, VALIDATION // group.size, -1)[group.rank]
+        return float(np.mean(group.gather_objects(float(self.model(mine)["loss"]))))
 
     @property
     def chosen(self) -> str:
@@ -169,12 +183,10 @@ def _distributed(model: nn.Module, how: str) -> nn.Module:
     return replicated
 
 
-def curves(names: list[str], options: argparse.Namespace, group: Group) -> dict[str, Any]:
-    """Return by contender, for each seed, the validation losses. A rank's part."""
-    data, found = Sequences(), {}
-    for name in names:
-        found[name] = [_curve(Contender(name, seed, data, group), options) for seed in range(options.seeds)]
-    return found
+def curves(name: str, options: argparse.Namespace, group: Group) -> list[list[float]]:
+    """Return a contender's validation losses, for each seed. A rank's part."""
+    data = Sequences()
+    return [_curve(Contender(name, seed, data, group), options) for seed in range(options.seeds)]
 
 
 def _curve(contender: Contender, options: argparse.Namespace) -> list[float]:
@@ -192,7 +204,10 @@ def links(names: list[str], options: argparse.Namespace, group: Group) -> dict[s
     data = Sequences()
     contenders = [Contender(name, 0, data, group) for name in names]
     found: dict[str, Any] = {name: {"seconds": [], "sent": 0, "learns_as": curve_of(name)} for name in names}
-    for turn in range(options.rounds + 2):  # DDP's hooks and auto settle in the first ones
+    for contender in contenders:
+        for _ in range(AUTO_SETTLES if contender.name == "hpcvol auto" else 0):
+            contender.step()
+    for turn in range(options.rounds + 2):  # DDP's hooks settle in the first ones
         for contender in contenders:
             group.barrier()
             before, seconds = _sent_nbytes(), []
@@ -216,20 +231,50 @@ def _sent_nbytes() -> int:
     return int(psutil.net_io_counters(pernic=True)["eth0"].bytes_sent)
 
 
-def on_hosts(part: str, link: str, argv: list[str]) -> Any:
-    """Return what ranks on two hosts found in one part."""
+def on_hosts(link: str, argv: list[str]) -> Any:
+    """Return what ranks on two hosts found on a link."""
     from virtual_hosts import virtual_hosts
 
     rate, delay = LINKS[link]
     with tempfile.TemporaryDirectory() as folder, virtual_hosts(2, rate=rate, delay=delay) as hosts:
         found = Path(folder) / "found"
-        program = [sys.executable, __file__, *argv, "--part", part, "--found", str(found)]
+        program = [sys.executable, __file__, *argv, "--part", "links", "--found", str(found)]
         launch = hosts.launch_command({"h0": 1, "h1": 1}, program)
-        variables = {**launch.environment, "GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1"}
+        variables = {**launch.environment, "GLOO_SOCKET_IFNAME": "eth0", "MASTER_ADDR": "10.77.0.1", **THREADS}
         done = hosts.run("h0", launch.argv, variables=variables, seconds=LIMIT_SECONDS)
         if done.returncode:
             raise RuntimeError(f"the ranks failed\n{done.stdout}{done.stderr}")
         return json.loads(found.read_text())
+
+
+def learned_by(name: str, argv: list[str]) -> Any:
+    """Return the curves of a contender, found by two ranks of this machine."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder) / "found"
+        program = [sys.executable, __file__, *argv, "--part", name, "--found", str(found)]
+        launch = launch_command(2, program)
+        variables = {**launch.environment, "MASTER_ADDR": "127.0.0.1", **THREADS}
+        subprocess.run(launch.argv, env={**environment.snapshot(), **variables}, check=True)
+        return json.loads(found.read_text())
+
+
+class Kept:
+    """What was found before, in a file, where there is one."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._found = json.loads(path.read_text()) if path is not None and path.exists() else {}
+
+    def get(self, *names: Any, find: Callable[[], Any]) -> Any:
+        """Return what is known by all that decides it, or find it."""
+        name = " ".join(map(str, names))
+        if name not in self._found:
+            self._found[name] = find()
+            if self._path is not None:
+                aside = self._path.with_suffix(".aside")
+                aside.write_text(json.dumps(self._found))
+                aside.replace(self._path)
+        return self._found[name]
 
 
 def curve_of(name: str) -> str:
@@ -254,10 +299,11 @@ def table(learned: Mapping[str, Any], timed: Mapping[str, Any], options: argpars
     for link, found in timed.items():
         step = {name: float(np.median(one["seconds"])) for name, one in found.items()}
         needed = {name: [steps_to(losses, target) for losses in one] for name, one in learned.items()}
-        steps = {
-            name: None if None in one else float(np.median([count for count in one if count is not None]))
+        medians = {
+            name: float(np.median([math.inf if count is None else count for count in one]))
             for name, one in needed.items()
         }
+        steps = {name: None if math.isinf(count) else count for name, count in medians.items()}
         plain = (steps["ddp plain"] or 0) * min(step[name] for name in step if curve_of(name) == "ddp plain")
         for name, one in found.items():
             if name == "no_sync":
@@ -283,7 +329,7 @@ def main() -> None:
     parser = arguments(str(__doc__).splitlines()[0])
     parser.add_argument("--only", help="these contenders besides plain DDP, after commas")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="how many")
-    parser.add_argument("--curves", type=Path, metavar="FILE", help="take the curves from there, or keep them there")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="keep what was found there")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--found", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -294,25 +340,24 @@ def main() -> None:
         names = [name for name in names if curve_of(name) in ("ddp plain", *chosen)]
     if options.part is None:
         argv = sys.argv[1:]
-        kept = options.curves
-        if kept is None or not kept.exists():
-            learned = on_hosts("curves", "unlimited", argv)
-            if kept is not None:
-                kept.write_text(json.dumps(learned))
-        else:
-            learned = json.loads(kept.read_text())
-        timed = {link: on_hosts("links", link, argv) for link in LINKS}
+        learns = list(dict.fromkeys(curve_of(name) for name in names if name != "hpcvol auto"))
+        kept = Kept(options.keep)
+        timed, learned = {}, {}
+        for link in LINKS:
+            find = functools.partial(on_hosts, link, argv)
+            timed[link] = kept.get(link, options.rounds, *names, find=find)
+        for name in learns:
+            find = functools.partial(learned_by, name, argv)
+            learned[name] = kept.get(name, options.steps, EVERY, options.seeds, find=find)
         publish("time_to_loss", table(learned, timed, options), options.json)
         return
     group = start_mpi()
     torch.set_num_threads(1)
-    os.environ.setdefault("MASTER_ADDR", "10.77.0.1")
-    os.environ.setdefault("MASTER_PORT", "29411")
+    os.environ["MASTER_PORT"] = PORT
     dist.init_process_group("gloo", rank=group.rank, world_size=group.size)
-    if options.part == "curves":
-        found = curves(list(dict.fromkeys(curve_of(name) for name in names if name != "hpcvol auto")), options, group)
-    else:
-        found = links([*names, "no_sync"], options, group)
+    found = (
+        links([*names, "no_sync"], options, group) if options.part == "links" else curves(options.part, options, group)
+    )
     if group.rank == 0:
         options.found.write_text(json.dumps(found))
     dist.destroy_process_group()

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
         MemberError,
         ModelError,
     )
+    from hpcvol.strategies.parameter_server import ParameterServer
+    from hpcvol.strategies.supernodes import Supernodes
     from hpcvol.torch.codec_hook import codec_hook
     from hpcvol.torch.dataloader import IterableDataset, MapDataset
     from hpcvol.torch.loader import Unit
@@ -40,8 +42,10 @@ _HOMES = {
     "MapDataset": "hpcvol.torch.dataloader",
     "MemberError": "hpcvol.errors",
     "ModelError": "hpcvol.errors",
+    "ParameterServer": "hpcvol.strategies.parameter_server",
     "Run": "hpcvol.torch.run",
     "Step": "hpcvol.torch.step",
+    "Supernodes": "hpcvol.strategies.supernodes",
     "Trainer": "hpcvol.train.trainer",
     "Unit": "hpcvol.torch.loader",
     "build_dataset": "hpcvol.data",
@@ -63,8 +67,10 @@ __all__ = [
     "MapDataset",
     "MemberError",
     "ModelError",
+    "ParameterServer",
     "Run",
     "Step",
+    "Supernodes",
     "Trainer",
     "Unit",
     "build_dataset",

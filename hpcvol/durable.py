@@ -3,8 +3,11 @@
 import os
 import socket
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from hpcvol.errors import HpcvolError
 
 _STALE_SECONDS = 24 * 3600
 
@@ -59,3 +62,19 @@ def _is_alive(process: int) -> bool:
     except PermissionError:
         pass
     return True
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an OSError of the body, which writes a run's file `path`, into an error that says what to do.
+
+    Raises:
+        HpcvolError: no room, no permission, or no such place.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise HpcvolError(
+            f"cannot write {path}: {error.strerror or error}; make room or choose another --run-dir, and start the "
+            "same command again: it goes on from the last checkpoint"
+        ) from error

@@ -1,5 +1,6 @@
 """What holds together, and what is promised for it: one table, checked at construction and printed in the docs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hpcvol.errors import ConfigError
@@ -169,13 +170,71 @@ def require_dealing(sum: str, dealing: str, *, robust: bool) -> None:
         )
 
 
-def require_replaceable(*, trace: bool, share: float, robust: bool) -> None:
+def require_served(*, robust: bool, encoded: bool, share: float) -> None:
+    """Return if servers can hold the parameters of a run.
+
+    Raises:
+        ConfigError: they cannot; says what is in the way.
+    """
+    others = {"strategy.combine": robust, "strategy.codec": encoded, "elastic.verify_share": bool(share)}
+    if found := [key for key, on in others.items() if on]:
+        raise ConfigError(
+            f'strategy.kind = "parameter_server" does not go together with {" and ".join(found)} yet: leave one out'
+        )
+
+
+def require_stale(sum: str, *, stale: bool) -> None:
+    """Return if members may compute steps of their own from parameters that may be stale.
+
+    Raises:
+        ConfigError: they may not; says why and what to do.
+    """
+    if stale and sum == "exact":
+        raise ConfigError(
+            'strategy.max_staleness above 0 with sum = "exact": steps take effect in whatever order members are done, '
+            'and nothing makes the same weights of that; set train.sum = "float", or max_staleness = 0'
+        )
+
+
+def require_averaged(sum: str, *, average: bool, coded: bool, others: Mapping[str, bool]) -> None:
+    """Return if groups of members can average what each has trained by itself, or encode gradients between nodes.
+
+    Args:
+        sum: of gradients.
+        average: whether parameters are averaged, rather than gradients summed every step.
+        coded: whether groups encode what they send each other.
+        others: by the key of a configuration, whether what changes the sum is on.
+
+    Raises:
+        ConfigError: they cannot; says why and what to do.
+    """
+    if average and sum == "exact":
+        raise ConfigError(
+            'strategy.between.period above 1 with sum = "exact": groups go apart for so many steps, and their number '
+            'decides the weights; set train.sum = "float", or period = 1'
+        )
+    if coded:
+        require("run", sum, encoded=True)
+    if (average or coded) and (found := [key for key, on in others.items() if on]):
+        raise ConfigError(
+            f"strategy.between does not go together with {' and '.join(found)} yet: leave one out, or set period = 1 "
+            'and codec = "none"'
+        )
+
+
+def require_replaceable(*, trace: bool, share: float, robust: bool, served: bool, averaged: bool) -> None:
     """Return if members that die can be replaced in a run.
 
     Raises:
         ConfigError: they cannot; says what is in the way.
     """
-    others = {"train.trace": trace, "elastic.verify_share": share, "strategy.combine": robust}
+    others = {
+        "train.trace": trace,
+        "elastic.verify_share": share,
+        "strategy.combine": robust,
+        'strategy.kind = "parameter_server"': served,
+        "strategy.between.period": averaged,
+    }
     if found := [key for key, on in others.items() if on]:
         raise ConfigError(
             f"elastic.spares and elastic.refill do not go together with {' and '.join(found)} yet: leave one out"

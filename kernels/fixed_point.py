@@ -23,6 +23,7 @@ _LANES = 8
 
 # Elements that are rounded under one exponent.
 BLOCK_NUMEL = 256
+GRAIN_NUMEL = 4096  # what tensors are shared out by
 
 # Magnitudes that are no exponents, ordered as they win.
 ZERO = np.int32(-(2**20))
@@ -158,3 +159,15 @@ def sum_of_squares(values):  # type: ignore[no-untyped-def]
     return ((partial[0] + partial[4]) + (partial[2] + partial[6])) + (
         (partial[1] + partial[5]) + (partial[3] + partial[7])
     )
+
+
+@njit(nogil=True, cache=True)
+def sums_of_squares(values, out):  # type: ignore[no-untyped-def]
+    """Write `sum_of_squares` of every GRAIN_NUMEL neighbours.
+
+    Args:
+        values: float32[n] or float64[n], contiguous.
+        out: float64[ceil(n / GRAIN_NUMEL)].
+    """
+    for i in range(out.size):
+        out[i] = sum_of_squares(values[i * GRAIN_NUMEL : (i + 1) * GRAIN_NUMEL])

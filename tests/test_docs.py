@@ -81,6 +81,10 @@ def test_install(wheel: Path, tmp_path: Path, run_program: RunProgram) -> None:
     )
     assert done.returncode == 0, done.stderr
     module = f"module() {{ export PATH={site}/bin:$PATH LD_LIBRARY_PATH={site}/lib; }}"
+    activate = ". site-env/bin/activate\n"  # torch is there then: to unpack it once more takes longer than all else
+    there = "cp -al hpcvol-env/lib/python3*/site-packages/torch* site-env/lib/python3*/site-packages/\n"
+    assert activate in with_module
+    with_module = with_module.replace(activate, f"{there}{activate}")
     for lines in (with_wheel, f"{module}\nmodule load{with_module}"):
         done = run_program(["bash", "-euc", f"cd {tmp_path}\n{lines}"], variables=pip, seconds=400)
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
@@ -108,6 +112,19 @@ def test_from_ddp(type_in: Type, tmp_path: Path) -> None:
     type_in(blocks("from-ddp", "sh"))
 
 
+def test_parameter_server(type_in: Type) -> None:
+    told = type_in(blocks("parameter-server", "sh"))
+    served, apart = re.findall(r"^weights_sha256 (\w+)", told, re.M)[:2]
+    assert served == apart
+    assert told.count("complete: ") == 3
+
+
+def test_supernodes(type_in: Type) -> None:
+    told = type_in(blocks("supernodes", "sh"))
+    assert told.count("2 supernodes of 4 members") == 2
+    assert "complete: " in told
+
+
 def test_data(type_in: Type, tmp_path: Path) -> None:
     inputs.make_inputs(tmp_path)
     told = type_in(blocks("data", "sh"))
@@ -124,6 +141,7 @@ def test_extend(type_in: Type, tmp_path: Path) -> None:
     assert len(pieces) >= 3
     told = type_in(blocks("extend", "sh"))
     assert "complete: " in told
+    assert re.search(r"^loss \d", told, re.M)
 
 
 def test_slurm(type_in: Type, tmp_path: Path) -> None:

@@ -81,6 +81,8 @@ def test_no_command_is_forgotten() -> None:
         "mpiexec -n 2 python benchmarks/train_step.py --quick",
         "mpiexec -n 4 python benchmarks/dealing.py --quick",
         "mpiexec -n 3 python benchmarks/trust.py --quick",
+        "mpiexec -n 4 python benchmarks/stragglers.py --quick",
+        "mpiexec -n 2 python benchmarks/parameter_server.py --quick",
         "python benchmarks/recovery.py --quick",
         "python benchmarks/overlap.py --quick",
         "python benchmarks/startup.py --quick",
@@ -113,7 +115,9 @@ def test_make_train(data: Path, tmp_path: Path, run_program: RunProgram) -> None
 
 
 def test_make_test_runs_this_suite_with_both_libraries() -> None:
-    assert [line[1:] for line in make_recipe("test")] == [["tests/run.py"], ["tests/run.py", "-m", "not without_mpi"]]
+    # The second library leaves out what uses no MPI, and what runs again on four ranks.
+    left_out = ["-m", "not without_mpi and not again_on_ranks"]
+    assert [line[1:] for line in make_recipe("test")] == [["tests/run.py"], ["tests/run.py", *left_out]]
 
 
 def test_hpcvol_train_and_the_same_under_mpiexec(demo: Path, run_program: RunProgram) -> None:
@@ -131,13 +135,13 @@ OF_DATA_NAMES = ("data", "data_cold", "data_peers", "dataloader")
 OF_DATA = [pytest.param(name, marks=pytest.mark.without_mpi) for name in OF_DATA_NAMES]
 
 
-@pytest.mark.parametrize("name", [*OF_DATA, "train_step", "dealing", "trust", "startup"])
+@pytest.mark.parametrize("name", [*OF_DATA, "train_step", "dealing", "trust", "stragglers", "startup"])
 def test_benchmarks(name: str, tmp_path: Path, run_program: RunProgram) -> None:
     if name not in OF_DATA_NAMES and "Open MPI" not in launch_command(1, []).note:
         pytest.skip("what is tried is that benchmarks run: once is enough")
     json_file = tmp_path / "rows.json"
     argv = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--quick", "--json", str(json_file)]
-    ranks = {"train_step": 2, "dealing": 4, "trust": 3}.get(name)
+    ranks = {"train_step": 2, "dealing": 4, "trust": 3, "stragglers": 4}.get(name)
     launch = launch_command(ranks, argv) if ranks else None
     result = run_program(launch.argv if launch else argv, variables=launch.environment if launch else {}, seconds=280)
     assert result.returncode == 0, result.stderr

@@ -9,6 +9,7 @@ import typer
 
 from hpcvol.cli.kinds import Kind, kind_of
 from hpcvol.cli.reporting import reported
+from hpcvol.elastic.roles import drawn, tree
 
 Line = tuple[str, str]
 
@@ -104,6 +105,11 @@ def run_lines(described: Mapping[str, Any]) -> Iterator[Line]:
     for one in described["checkpoints"]:
         best = "  (best)" if one["name"] == described["best_checkpoint"] else ""
         yield "checkpoint", f"{one['name']}  {size(one['nbytes'])}  {one['trouble'] or 'whole by its sizes'}{best}"
+    if described["roles"]:
+        first, *below = drawn(tree(described["roles"]))
+        yield "roles", first
+        for line in below:
+            yield "", line
     for name, share in described["credit"].items():
         yield "credit", f"{name}: {share['units']} units, {share['samples']} samples, {share['seconds']:.1f} s"
     if described["complete"]:

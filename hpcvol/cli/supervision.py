@@ -21,7 +21,7 @@ _END_SECONDS = 3.0
 # Open MPI's launcher now and then misses the end of its last rank when another one had been killed, and waits for ever.
 _ALONE_SECONDS = 5.0
 # And it waits for hosts that it has lost, although the run has ended without them.
-_COMPLETE_SECONDS = 20.0
+_ENDED_SECONDS = 20.0
 _LOOK_SECONDS = 1.0
 # Asks, however often: Slurm and a job script may both send it for one reason. Of the others a second one ends all.
 _REQUEST = signal.SIGUSR1
@@ -35,7 +35,7 @@ class Ending:
     Attributes:
         status: its exit status, negative for the signal that ended it.
         stopped: whether it was asked to stop, by a signal to this process.
-        outlived: whether it was ended here because all that it had started was gone, or the run complete.
+        outlived: whether it was ended here because all that it had started was gone, or the run had ended.
     """
 
     status: int
@@ -70,7 +70,7 @@ class _Supervisor:
 
 
 def supervise(
-    argv: Sequence[str], variables: Mapping[str, str], is_complete: Callable[[], bool] = lambda: False
+    argv: Sequence[str], variables: Mapping[str, str], has_ended: Callable[[], bool] = lambda: False
 ) -> Ending:
     """Run `argv` with exactly the environment `variables` and wait for its end; main thread only.
 
@@ -81,7 +81,7 @@ def supervise(
     Args:
         argv: the command.
         variables: its environment.
-        is_complete: whether the run that it was to start has come to its end.
+        has_ended: whether the run that it was to start says that it has come to its end.
 
     Returns:
         Its status, and why it ended.
@@ -93,18 +93,18 @@ def supervise(
             supervisor.process = process
             if supervisor.requested:
                 raise _EndNow
-            outlived = not _ends_by_itself(process, is_complete)
+            outlived = not _ends_by_itself(process, has_ended)
         except _EndNow:
             outlived = False
             end_session(process)
     return Ending(process.wait(), supervisor.requested, outlived)
 
 
-def _ends_by_itself(process: subprocess.Popen[bytes], is_complete: Callable[[], bool]) -> bool:
+def _ends_by_itself(process: subprocess.Popen[bytes], has_ended: Callable[[], bool]) -> bool:
     """Wait for the end of `process`; end it where all that it was started for is gone, or done, for a while."""
     launcher = psutil.Process(process.pid)
     had_children, alone_since = False, None
-    complete_since: float | None = None
+    ended_since: float | None = None
     while True:
         with suppress(subprocess.TimeoutExpired):
             process.wait(_LOOK_SECONDS)
@@ -118,8 +118,8 @@ def _ends_by_itself(process: subprocess.Popen[bytes], is_complete: Callable[[], 
         if had_children and alone_since is not None and time.monotonic() - alone_since > _ALONE_SECONDS:
             process.kill()
             return False
-        complete_since = (complete_since or time.monotonic()) if is_complete() else None
-        if complete_since is not None and time.monotonic() - complete_since > _COMPLETE_SECONDS:
+        ended_since = (ended_since or time.monotonic()) if has_ended() else None
+        if ended_since is not None and time.monotonic() - ended_since > _ENDED_SECONDS:
             end_session(process)
             return False
 

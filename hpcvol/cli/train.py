@@ -88,7 +88,9 @@ def _launch(num_ranks: int, arguments: list[str], completion: Completion, elasti
     print(f"{launch.note}\n$ {shlex.join(launch.argv)}", flush=True)
     variables = {**launch.environment, LAUNCHED: "1", **_terminal()}
     ending = supervise(
-        launch.argv, {**environment.snapshot(), **variables}, is_complete=lambda: completion.is_complete(EXIT_STOPPED)
+        launch.argv,
+        {**environment.snapshot(), **variables},
+        has_ended=lambda: completion.is_complete(EXIT_STOPPED) or completion.has_stopped(),
     )
     if completion.is_complete(ending.status):
         return

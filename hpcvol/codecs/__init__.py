@@ -7,8 +7,22 @@ a plus sign, as in "int8", "topk:0.01", "topk:0.01+int8" or "powersgd:4".
 from hpcvol.codecs.cast import Cast
 from hpcvol.codecs.codec import Codec, Floats, Payload, Seeds
 from hpcvol.codecs.low_rank import LowRank
-from hpcvol.codecs.names import AUTO, parse
+from hpcvol.codecs.momentum import Momentum
+from hpcvol.codecs.names import AUTO, AnyCodec, parse
 from hpcvol.codecs.quantise import Quantise
 from hpcvol.codecs.sparsify import Sparsify
 
-__all__ = ["AUTO", "Cast", "Codec", "Floats", "LowRank", "Payload", "Quantise", "Seeds", "Sparsify", "parse"]
+__all__ = [
+    "AUTO",
+    "AnyCodec",
+    "Cast",
+    "Codec",
+    "Floats",
+    "LowRank",
+    "Momentum",
+    "Payload",
+    "Quantise",
+    "Seeds",
+    "Sparsify",
+    "parse",
+]

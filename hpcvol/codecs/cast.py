@@ -26,9 +26,9 @@ class Cast:
     is_summable = False
 
     @property
-    def has_feedback(self) -> bool:
+    def residual_rows(self) -> int:
         """As `Codec`."""
-        return self.feedback
+        return int(self.feedback)
 
     def room(self, numel: int, dtype: "np.dtype[Any]") -> int:
         """Two bytes an element."""

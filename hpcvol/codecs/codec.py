@@ -32,29 +32,34 @@ class Seeds(NamedTuple):
     Args:
         common: of what all ranks choose alike.
         own: of what each rank draws for itself.
+        step: in which it is made.
     """
 
     common: int
     own: int
+    step: int = 0
 
     @classmethod
     def of(cls, seed: int, step: int, rank: int) -> "Seeds":
         """Return those of a rank in a step: others in each step, and on each rank."""
         common = (seed + (step + 1) * _SPREAD) % 2**63
-        return cls(common, (common + (rank + 1) * (_SPREAD >> 1)) % 2**63)
+        return cls(common, (common + (rank + 1) * (_SPREAD >> 1)) % 2**63, step)
 
 
 class Codec(Protocol):
     """Encodes vectors of float32 or float64. A frozen dataclass: two that are equal encode alike.
 
+    Of three ranks or more each encodes slices of its vector, one for each rank, and then its own slice of the sum.
+
     Attributes:
-        has_feedback: whether what it loses is to be kept and added again: it is biased without.
+        residual_rows: as many times as long as a vector its residual is: 1 where what it loses is to be kept and added
+            again, because it is biased without; 0 where nothing is; 2 for `Momentum` alone.
         is_summable: whether payloads that were encoded with the same common seed are vectors of the input's dtype,
             whose sum is the payload of the sum.
     """
 
     @property
-    def has_feedback(self) -> bool:
+    def residual_rows(self) -> int:
         """See above."""
 
     @property
@@ -69,7 +74,8 @@ class Codec(Protocol):
 
         Args:
             x: float32[n] or float64[n], contiguous, left alone.
-            residual: of the same dtype, [n], contiguous; becomes what the payload lacks. None: that is lost.
+            residual: of the same dtype, [residual_rows · n], contiguous; its first row becomes what the payload lacks.
+                None: that is lost.
             seeds: of this encoding.
             payload: uint8[at least `room`], aligned to 16 bytes; overwritten.
 

@@ -23,7 +23,7 @@ class LowRank:
 
     rank: int
     values: Cast | None = None
-    has_feedback = True
+    residual_rows = 1
 
     def __post_init__(self) -> None:
         if self.rank < 1:

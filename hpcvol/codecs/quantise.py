@@ -54,9 +54,9 @@ class Quantise:
             raise ValueError(f"block_numel = {self.block_numel}: expected a multiple of 16")
 
     @property
-    def has_feedback(self) -> bool:
+    def residual_rows(self) -> int:
         """As `Codec`."""
-        return self.kind in BIASED if self.feedback is None else self.feedback
+        return int(self.kind in BIASED if self.feedback is None else self.feedback)
 
     @property
     def quantiser(self) -> "Quantiser":

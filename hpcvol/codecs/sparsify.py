@@ -54,9 +54,9 @@ class Sparsify:
             raise ValueError(f"amount = {self.amount}: expected a share of the elements, above 0 and up to 1")
 
     @property
-    def has_feedback(self) -> bool:
+    def residual_rows(self) -> int:
         """As `Codec`."""
-        return self.feedback
+        return int(self.feedback)
 
     @property
     def is_summable(self) -> bool:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcvol.codecs import Codec, Floats, Seeds, Sparsify
+from hpcvol.codecs import Codec, Floats, Momentum, Seeds, Sparsify
 from hpcvol.collectives.calling import calling
 from hpcvol.collectives.folding import Fold
 from hpcvol.collectives.payloads import PayloadBuffer, exchange, others, spread
@@ -38,8 +38,9 @@ def how(codec: Codec, num_ranks: int) -> Way:
     """Return which way payloads of `codec` are summed over so many ranks. Local."""
     if codec.is_summable:
         return "summed"
-    if isinstance(codec, Sparsify):
-        mergeable = codec.values is None and codec.select != "randomk"
+    selection = codec.selection if isinstance(codec, Momentum) else codec
+    if isinstance(selection, Sparsify):
+        mergeable = selection.values is None and selection.select != "randomk"
         return "merged" if mergeable and num_ranks > _MERGED_RANKS else "gathered"
     return "gathered" if num_ranks <= _GATHERED_RANKS else "two_shots"
 
@@ -88,8 +89,7 @@ class EncodedSum:
         group = self._group
         if group.size == 1:
             if residual is not None:
-                vector += residual
-                residual.fill(0)
+                send_all(self._codec, vector, residual)
             return
         seeds = [Seeds.of(seed, step, rank) for rank in range(group.size)]
         with calling(group, "allreduce", vector, None, "sum"):
@@ -138,7 +138,8 @@ class EncodedSum:
     def _merge(self, vector: Floats, residual: Floats | None, seeds: list[Seeds]) -> None:
         from hpcvol.kernels import sparse
 
-        codec, rank = self._codec, self._group.rank
+        rank = self._group.rank
+        codec = self._codec.at(seeds[rank].step) if isinstance(self._codec, Momentum) else self._codec
         assert isinstance(codec, Sparsify)
         self._encode(vector, residual, seeds[rank], self._buffers[rank])
         part = codec.decode(self._buffers[rank].filled, seeds[rank], vector.size, vector.dtype)
@@ -158,6 +159,15 @@ class EncodedSum:
                 f"what {self._group.name_of(source)} has sent cannot be decoded: {error}; all members need the same "
                 "codec and the same version of hpcvol"
             ) from None
+
+
+def send_all(codec: Codec | None, vector: Floats, residual: Floats) -> None:
+    """Add what a codec has kept to a vector that nothing is to be left out of; nothing is kept of it then. Local."""
+    if isinstance(codec, Momentum):
+        codec.add_all(vector, residual)
+        return
+    vector += residual
+    residual.fill(0)
 
 
 class _Doubling:
@@ -223,4 +233,4 @@ class _Doubling:
 
 def _second(seeds: Seeds) -> Seeds:
     """Return the seeds of a second encoding."""
-    return Seeds(seeds.common, seeds.own ^ 1)
+    return seeds._replace(own=seeds.own ^ 1)

@@ -47,11 +47,14 @@ def add_slice(totals: SharedVector, part: slice, out: NDArray[np.int64], numel: 
     totals.depart()
 
 
-def spread_means(means: SharedVector, sums: Sequence[tuple[Addresses, slice]], blocks: Blocks, weight: int) -> None:
+def spread_means(
+    means: SharedVector, sums: Sequence[tuple[Addresses, slice]], blocks: Blocks, weight: int, *, alone: bool = False
+) -> None:
     """Write the means of this rank's slices to the vectors of all ranks of the node. Collective over it.
 
     Args:
         means: float32 or float64.
+        alone: write them to this rank's vector alone.
         sums: for each slice of this rank the addresses of int64 vectors whose sum is wanted, and the slice.
         blocks: starts (ascending), numels and scales of the blocks, as for `hpcvol.kernels.fixed_point.means`.
         weight: the sum of weights.
@@ -60,6 +63,8 @@ def spread_means(means: SharedVector, sums: Sequence[tuple[Addresses, slice]], b
 
     means.arrive(Call.of("exact_mean", means.mine.dtype, means.mine.size))
     kind, targets = combine.KINDS[means.mine.dtype.name], means.addresses
+    if alone:
+        targets = targets[means.node.rank : means.node.rank + 1].copy()
     for sources, part in sums:
         exact_mean.spread_means(
             kind,

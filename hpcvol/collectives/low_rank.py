@@ -19,8 +19,9 @@ from hpcvol.codecs import Floats, LowRank
 from hpcvol.collectives.calling import calling
 from hpcvol.collectives.thin import NO_SEEDS, ThinSum
 from hpcvol.comm.group import Group
+from hpcvol.comm.messages import Messages
 
-Total: TypeAlias = Callable[[Floats], None]
+Begin: TypeAlias = Callable[[int, Floats], Callable[[], None]]
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,29 @@ class Matrix:
         return Matrix(self.start + first * self.columns - start, last - first, self.columns)
 
 
+@dataclass(frozen=True)
+class _Portion:
+    """Some of the matrices, and what is summed of them at once.
+
+    Attributes:
+        matrices: in order.
+        others: elements in no matrix, if this is where they go.
+        first: P of the matrices, one after the other, and the other elements.
+        own: this rank's Q of the matrices.
+        factors: where those of all ranks lie among the factors.
+    """
+
+    matrices: list[Matrix]
+    others: list[slice]
+    first: Floats
+    own: Floats
+    factors: slice
+
+
 class LowRankStep:
     """What a rank does in a step, whatever sums its thin matrices; holds the memory of P.
+
+    Matrices go in two portions: what is sent of one travels while the other is computed.
 
     Args:
         codec: the same on all ranks.
@@ -54,27 +76,32 @@ class LowRankStep:
             that are in none, are summed as they are.
 
     Attributes:
-        first_numel: elements of what is summed first, P of all matrices and what is in none.
-        factors_numel: elements of what is summed second, Q of all matrices.
+        thin_numels: elements of what is summed, in this order: P of each portion, with what is in no matrix, and then Q
+            of each portion.
+        factors_numel: elements of Q of all matrices.
     """
 
     def __init__(self, codec: LowRank, numel: int, dtype: "np.dtype[Any]", matrices: Sequence[Matrix]) -> None:
-        self._rank = codec.rank
-        self._matrices = [one for one in matrices if one.rows and codec.rank * (one.rows + one.columns) < one.numel]
-        self._others = list(_between(self._matrices, numel))
-        self._p_numel = sum(codec.rank * one.rows for one in self._matrices)
-        self.first_numel = self._p_numel + sum(part.stop - part.start for part in self._others)
-        self.factors_numel = sum(codec.rank * one.columns for one in self._matrices)
-        self._first = np.empty(self.first_numel, dtype)
-        self._second = np.empty(self.factors_numel, dtype)
+        rank = self._rank = codec.rank
+        smaller = [one for one in matrices if one.rows and rank * (one.rows + one.columns) < one.numel]
+        others = list(_between(smaller, numel))
+        self._portions = []
+        begin = 0
+        for number, portion in enumerate(_halves(smaller)):
+            elsewhere = [] if number else others
+            first_numel = sum(rank * one.rows for one in portion) + sum(part.stop - part.start for part in elsewhere)
+            end = begin + sum(rank * one.columns for one in portion)
+            first, own = np.empty(first_numel, dtype), np.empty(end - begin, dtype)
+            self._portions.append(_Portion(portion, elsewhere, first, own, slice(begin, end)))
+            begin = end
+        self.factors_numel = begin
+        self.thin_numels = [one.first.size for one in self._portions] + [one.own.size for one in self._portions]
         self._values = codec.values
-        longest = max(self.first_numel, self.factors_numel)
+        longest = max(self.thin_numels)
         self._codes = None if codec.values is None else np.empty(codec.values.room(longest, dtype), np.uint8)
 
-    def run(
-        self, vector: Floats, residual: Floats, factors: Floats, seed: int, step: int, sums: Sequence[Total]
-    ) -> None:
-        """Replace `vector` by the sum over all ranks of what was made of theirs. Collective where `sums` are.
+    def run(self, vector: Floats, residual: Floats, factors: Floats, seed: int, step: int, begin: Begin) -> None:
+        """Replace `vector` by the sum over all ranks of what was made of theirs. Collective where `begin` is.
 
         Args:
             vector: float32[numel] or float64[numel].
@@ -83,37 +110,43 @@ class LowRankStep:
                 this one. Rows of zeros are drawn anew.
             seed: of what is drawn; the same on all ranks.
             step: the same on all ranks, another one in each call.
-            sums: the first replaces a vector of `first_numel` elements by its sum over ranks, the same bits on all of
-                them, the second one of `factors_numel`.
+            begin: begins to sum one of `thin_numels`, given its number and itself, and returns what waits until it has
+                been replaced by its sum over ranks, the same bits on all of them.
         """
         from hpcvol.kernels import low_rank
         from hpcvol.kernels.orthogonalise import orthogonalise
 
         self._draw_missing(factors, seed, step)
-        for matrix, p, q in self._parts(factors):
-            low_rank.project(_view(vector, matrix), _view(residual, matrix), q, p)
-        for part, first in self._elsewhere():
-            np.add(vector[part], residual[part], out=first)
-            np.copyto(residual[part], first)
-        self._round(self._first)
-        for part, first in self._elsewhere():
-            residual[part] -= first
-        sums[0](self._first)
-        np.copyto(self._second, factors)
-        for matrix, p, q in self._parts(self._second):  # this rank's Q, until that of all is known
-            orthogonalise(p)
-            low_rank.project_back(_view(residual, matrix), p, q)
-        self._round(self._second)
-        for matrix, p, q in self._parts(self._second):
-            low_rank.reconstruct(p, q, _view(residual, matrix), None)
-        sums[1](self._second)
-        np.copyto(factors, self._second)
-        for matrix, p, q in self._parts(factors):
-            out = _view(vector, matrix)
-            out.fill(0)
-            low_rank.reconstruct(p, q, None, out)
-        for part, first in self._elsewhere():
-            vector[part] = first
+        arriving = []
+        for number, portion in enumerate(self._portions):
+            for matrix, p, q in self._parts(portion, factors[portion.factors]):
+                low_rank.project(_view(vector, matrix), _view(residual, matrix), q, p)
+            for part, first in self._elsewhere(portion):
+                np.add(vector[part], residual[part], out=first)
+                np.copyto(residual[part], first)
+            self._round(portion.first)
+            for part, first in self._elsewhere(portion):
+                residual[part] -= first
+            arriving.append(begin(number, portion.first))
+        for number, portion in enumerate(self._portions):
+            arriving[number]()
+            for matrix, p, q in self._parts(portion, portion.own):
+                orthogonalise(p)
+                low_rank.project_back(_view(residual, matrix), p, q)
+            self._round(portion.own)
+            total = factors[portion.factors]
+            np.copyto(total, portion.own)
+            arriving.append(begin(len(self._portions) + number, total))
+        for portion in self._portions:
+            for matrix, p, q in self._parts(portion, portion.own):
+                low_rank.reconstruct(p, q, _view(residual, matrix), None)
+                _view(vector, matrix).fill(0)
+        for arrived, portion in zip(arriving[len(self._portions) :], self._portions, strict=True):
+            arrived()
+            for matrix, p, q in self._parts(portion, factors[portion.factors]):
+                low_rank.reconstruct(p, q, None, _view(vector, matrix))
+            for part, first in self._elsewhere(portion):
+                vector[part] = first
 
     def _round(self, thin: Floats) -> None:
         if self._values is not None and self._codes is not None:
@@ -121,29 +154,32 @@ class LowRankStep:
             thin.fill(0)
             self._values.accumulate(self._codes[:used], NO_SEEDS, thin)
 
-    def _elsewhere(self) -> Iterator[tuple[slice, Floats]]:
+    def _elsewhere(self, portion: _Portion) -> Iterator[tuple[slice, Floats]]:
         """Yield what is in no matrix, and where it lies in what is summed first."""
-        begin = self._p_numel
-        for part in self._others:
+        begin = sum(self._rank * matrix.rows for matrix in portion.matrices)
+        for part in portion.others:
             end = begin + part.stop - part.start
-            yield part, self._first[begin:end]
+            yield part, portion.first[begin:end]
             begin = end
 
-    def _parts(self, factors: Floats) -> Iterator[tuple[Matrix, Floats, Floats]]:
+    def _parts(self, portion: _Portion, factors: Floats) -> Iterator[tuple[Matrix, Floats, Floats]]:
         """Yield each matrix with its P, [rank, rows], and Q, [rank, columns]."""
         p_begin = q_begin = 0
-        for matrix in self._matrices:
+        for matrix in portion.matrices:
             p_end, q_end = p_begin + self._rank * matrix.rows, q_begin + self._rank * matrix.columns
-            p, q = self._first[p_begin:p_end], factors[q_begin:q_end]
+            p, q = portion.first[p_begin:p_end], factors[q_begin:q_end]
             yield matrix, p.reshape(self._rank, matrix.rows), q.reshape(self._rank, matrix.columns)
             p_begin, q_begin = p_end, q_end
 
     def _draw_missing(self, factors: Floats, seed: int, step: int) -> None:
         """Draw rows of zeros anew: those of the first step, and such as depended on others and say nothing."""
-        for number, (_, _, q) in enumerate(self._parts(factors)):
-            for row in np.flatnonzero(~q.any(axis=1)):
-                random = np.random.default_rng([seed, step, number, int(row)])
-                q[row] = random.standard_normal(q.shape[1])
+        number = 0
+        for portion in self._portions:
+            for _, _, q in self._parts(portion, factors[portion.factors]):
+                for row in np.flatnonzero(~q.any(axis=1)):
+                    random = np.random.default_rng([seed, step, number, int(row)])
+                    q[row] = random.standard_normal(q.shape[1])
+                number += 1
 
 
 class LowRankSum:
@@ -162,11 +198,9 @@ class LowRankSum:
     ) -> None:
         self._group = group
         self._step = LowRankStep(codec, numel, dtype, matrices)
-        counts = self._step.first_numel, self._step.factors_numel
-        self._sums = [ThinSum(group, count, dtype, codec.values) for count in counts]
+        self._sums = [ThinSum(group, count, dtype, codec.values) for count in self._step.thin_numels]
         self.factors_numel = self._step.factors_numel
-        room = codec.values.room if codec.values is not None else lambda numel, kind: numel * kind.itemsize
-        self.thin_nbytes = sum(room(count, dtype) for count in counts)
+        self.thin_nbytes = sum(one.nbytes for one in self._sums)
 
     @property
     def sent_nbytes(self) -> int:
@@ -184,12 +218,25 @@ class LowRankSum:
             vector += residual
             residual.fill(0)
             return
-        with calling(self._group, "allreduce", vector, None, "sum"):
-            self._step.run(vector, residual, factors, seed, step, [one.sum for one in self._sums])
+        with calling(self._group, "allreduce", vector, None, "sum"), Messages(self._group) as messages:
+
+            def begin(number: int, thin: Floats) -> Callable[[], None]:
+                return self._sums[number].begin(messages, thin)
+
+            self._step.run(vector, residual, factors, seed, step, begin)
 
 
 def _view(vector: Floats, matrix: Matrix) -> Floats:
     return vector[matrix.start : matrix.start + matrix.numel].reshape(matrix.rows, matrix.columns)
+
+
+def _halves(matrices: Sequence[Matrix]) -> tuple[list[Matrix], list[Matrix]]:
+    """Cut a list of matrices where about half of the elements are on each side."""
+    if len(matrices) < 2:
+        return list(matrices), []
+    before = np.cumsum([one.numel for one in matrices])
+    place = int(np.abs(before[:-1] - before[-1] / 2).argmin()) + 1
+    return list(matrices[:place]), list(matrices[place:])
 
 
 def _between(matrices: Sequence[Matrix], numel: int) -> Iterator[slice]:

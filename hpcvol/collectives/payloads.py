@@ -13,7 +13,7 @@ from hpcvol.comm.group import Group
 from hpcvol.comm.messages import Message, Messages
 from hpcvol.errors import MismatchError
 
-# Open MPI's limit over TCP is 64 KiB, its own header included.
+# Open MPI's limit over TCP is 64 KiB, its own header included, where a program has started MPI before us.
 PIECE_NBYTES = 60 * 2**10
 _HEADER_NBYTES = 64
 

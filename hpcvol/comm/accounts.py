@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hpcvol.comm.doing import ROUND
 from hpcvol.comm.stacks import Frame, Stack, site
 
 # Shares of one processor: less is what the threads of hpcvol and MPI use beside one that stands still.
@@ -50,7 +51,10 @@ class Account:
     def excused(self) -> bool:
         """Whether it takes its time for something that may take long, and shows signs of life."""
         alive = self.letter == "D" or (self.share is not None and self.share > _IDLE_SHARE)
-        return self.answered and self.doing is not None and self.waits is None and alive
+        if not self.answered or self.doing is None:
+            return False
+        # Who waits within its supernode is looked after by those it waits for.
+        return alive if self.waits is None else self.doing[0] == ROUND
 
     def condition(self) -> str:
         """Return in words what this member is about, with what to do where that follows from it."""

@@ -5,6 +5,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+# What takes long, and is waited for by others than those whom calls in it are made with.
+ROUND = "training a round of its supernode"
+
 _current: list[tuple[str, float]] = []
 
 

@@ -183,6 +183,25 @@ class Group:
         with self.calling(Call.of("split")):
             return Group(self.communicator.Split(color, key), self._member)
 
+    def become_part(self, whole: "Group", color: int) -> None:
+        """Go on with the ranks of `whole` that gave the same `color`, instead of those so far. Collective over it.
+
+        Raises:
+            LostMemberError: as `take_over`.
+        """
+        with whole.calling(Call.of("split")):
+            communicator = whole.communicator.Split(color)
+        self.take_over(communicator)
+
+    @property
+    def revoked(self) -> bool:
+        """Whether somebody has found that a rank died, and ended all communication over this group. Local."""
+        return survives_failures() and bool(self.communicator.Is_revoked())
+
+    def give_up(self) -> None:
+        """End all communication over this group on all of its ranks: one has died. Local."""
+        revoke(self)
+
     def part(self, color: int) -> "Group":
         """Return the ranks that gave the same `color` as a part of this group: used in its calls only. Collective."""
         return Group(self.communicator.Split(color), self._member, self)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from hpcvol import tracing
+from hpcvol.comm import open_mpi
 from hpcvol.comm.ending import leave_mpi_open
 from hpcvol.comm.processes import Process, started_with
 from hpcvol.comm.widening import enter
@@ -34,8 +35,8 @@ try:
     board = os.open(f"/proc/{sys.argv[1]}/fd/{sys.argv[3]}", os.O_RDWR)
     started = open("/proc/self/stat").read().rpartition(")")[2].split()[19]
     os.pwrite(board, os.getpid().to_bytes(8, "little") + int(started).to_bytes(8, "little"), 0)
-    os.environ.setdefault("OMPI_MCA_coll_han_priority", "0")
-    os.environ.setdefault("OMPI_MCA_async_mpi_finalize", "1")
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
     import mpi4py
     mpi4py.rc.initialize = False
     from mpi4py import MPI
@@ -48,7 +49,7 @@ except BaseException:
     sys.stderr.flush()
     os.kill(os.getpid(), signal.SIGKILL)
 newcomer.arrive(board)
-"""
+""".replace("SETTINGS", repr({**open_mpi.EAGER, **open_mpi.SURVIVING}))
 
 # The board: words of 8 bytes, and the digest.
 _PROCESS, _READY, _CALLED, _DIGEST = 0, 16, 24, 32

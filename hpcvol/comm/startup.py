@@ -6,7 +6,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from hpcvol import environment
-from hpcvol.comm import ending, heartbeat, watch
+from hpcvol.comm import ending, heartbeat, open_mpi, watch
 from hpcvol.comm.group import Group
 from hpcvol.comm.launcher import Launcher, launcher, library_name, vendor_of
 from hpcvol.comm.newcomer import invitation
@@ -46,11 +46,8 @@ def start() -> Group:
         if by is None:
             # Looking for fast networks takes Open MPI 5 a second, and a run of one rank talks to nobody.
             environment.set_default("OMPI_MCA_btl", "^ofi")
-        if survives_failures():
-            # Its collectives hang over communicators that a newcomer is in, and where two daemons are on one host.
-            environment.set_default("OMPI_MCA_coll_han_priority", "0")
-            # Else the end of the program waits for those that have died, now and then for ever.
-            environment.set_default("OMPI_MCA_async_mpi_finalize", "1")
+        for name, value in {**open_mpi.EAGER, **(open_mpi.SURVIVING if survives_failures() else {})}.items():
+            environment.set_default(name, value)
         if detector_period_seconds() is not None:
             heartbeat.warm_up()
         _initialise()

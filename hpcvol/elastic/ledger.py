@@ -9,14 +9,13 @@ import json
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from hpcvol.errors import HpcvolError
+from hpcvol.durable import writing
 
 logger = logging.getLogger("hpcvol")
 
@@ -66,7 +65,7 @@ class Ledger:
         self._recent.clear()
         if self._path is None:
             return
-        with _writing(self._path):
+        with writing(self._path):
             nbytes, last = _first_lines(self._path, head.lines)
             if last != head.hash:
                 logger.warning(
@@ -99,7 +98,7 @@ class Ledger:
         if path is None or path == self._path:
             return
         self._path = path
-        with _writing(path):
+        with writing(path):
             self._mend()
         self.sync()
 
@@ -121,7 +120,7 @@ class Ledger:
             HpcvolError: it cannot be.
         """
         if self._path is not None and self._file is not None:
-            with _writing(self._path):
+            with writing(self._path):
                 os.fsync(self._file)
         self._unsynced = 0
 
@@ -142,7 +141,7 @@ class Ledger:
         self._recent.append(line)
         if self._path is None or not self._may_write():
             return
-        with _writing(self._path):
+        with writing(self._path):
             self._write(line)
         self._unsynced += 1
         if self._unsynced >= _SYNC_LINES:
@@ -221,14 +220,3 @@ def _first_lines(path: Path, count: int) -> tuple[int, str]:
                 if line.endswith(b"\n"):
                     nbytes, last = nbytes + len(line), hash_of(line)
     return nbytes, last
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise HpcvolError(
-            f"cannot write {path}: {error.strerror or error}; make room or choose another --run-dir, and start the "
-            "same command again: it goes on from the last checkpoint"
-        ) from error

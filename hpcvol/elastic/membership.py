@@ -176,6 +176,8 @@ class Membership:
         if not self.survives:
             return function()
         result, error = _try(function)
+        if tells_of_loss(error):
+            self._abandon()  # some may still be in what others have left
         if self.group.agree(not tells_of_loss(error)):
             if error is not None:
                 raise error
@@ -312,6 +314,11 @@ class Membership:
         raise MembersChanged
 
     @property
+    def leaves(self) -> bool:
+        """Whether this member asked to leave, and has not yet."""
+        return bool(self.saying.get(_LEAVES))
+
+    @property
     def stays(self) -> bool:
         """Whether this member asked to leave and cannot be spared: it has to stop the run instead."""
         return self._stays
@@ -360,6 +367,10 @@ class Membership:
         if group.rank == 0:
             print(f"hpcvol: {enumerate_names(names)} left: {_go_on(group.size)}", file=sys.stderr, flush=True)
 
+    def _abandon(self) -> None:
+        for part in self._parts:
+            part.abandon()
+
     def _recover(self) -> None:
         self._set_up(self.group.shrink, set())
 
@@ -392,9 +403,10 @@ class Membership:
         self._settled.clear()
         try:
             while True:
-                for part in self._parts:
-                    part.abandon()
+                self._abandon()
                 _, error = _try(begin_again)
+                if tells_of_loss(error):
+                    self._abandon()
                 if group.agree(not tells_of_loss(error)):
                     break
                 regroup = group.shrink

@@ -82,9 +82,15 @@ def merge(spans: list[UnitSpan]) -> list[UnitSpan]:
 
 
 def covered(spans: list[UnitSpan], index: int, count: int) -> list[UnitSpan]:
-    """Return those of a step's units that unit `index` of `count` samples stands for: itself, or those merged to it."""
+    """Return those of neighbouring units that one of `count` samples stands for: itself, or those merged to it.
+
+    Args:
+        spans: units of a step, in order, none between them missing.
+        index: of the first one that it stands for.
+        count: samples.
+    """
     found = []
-    for span in spans[index:]:
+    for span in spans[index - spans[0].index :] if spans else ():
         if count <= 0:
             break
         found.append(span)

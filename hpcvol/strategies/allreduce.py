@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcvol import tracing
-from hpcvol.codecs import AUTO, Codec, LowRank, parse
+from hpcvol.codecs import AUTO, AnyCodec, Codec, LowRank, parse
 from hpcvol.collectives import Algorithm, allreduce, check_algorithm, check_name, exact_mean
 from hpcvol.collectives.direct import SharedVector
 from hpcvol.collectives.low_rank import Matrix
@@ -21,8 +21,9 @@ from hpcvol.strategies.exact_reducers import ExactBetween, NodeExact, PlainExact
 from hpcvol.strategies.feedback import Feedback
 from hpcvol.strategies.float_reducers import FloatsBetween, NodeFloats, PlainFloats
 from hpcvol.strategies.in_turn import InTurn, turns_of
+from hpcvol.strategies.layout import Layout
 from hpcvol.strategies.memory import Memory
-from hpcvol.strategies.reducer import BUCKET_NBYTES, Buckets, ExactReducer, FloatReducer
+from hpcvol.strategies.reducer import BUCKET_NBYTES, ExactReducer, FloatReducer
 from hpcvol.strategies.robust_reducer import RobustFloats
 
 
@@ -55,7 +56,7 @@ class AllReduce:
         algorithm: Algorithm = "auto",
         bucket_nbytes: int = BUCKET_NBYTES,
         combination: Combination | None = None,
-        codec: str = "none",
+        codec: AnyCodec = "none",
         seed: int = 0,
     ) -> None:
         check_name(algorithm)
@@ -84,12 +85,12 @@ class AllReduce:
     def feedback(self, numel: int, dtype: "np.dtype[Any]") -> Feedback | None:
         """Return what a vector's reducers keep from step to step; None where they encode nothing. Local."""
         if self._chooses:
-            return Feedback(numel, dtype, keeps=True)
-        return None if self._codec is None else Feedback(numel, dtype, keeps=self._codec.has_feedback)
+            return Feedback(numel, dtype, rows=1)
+        return None if self._codec is None else Feedback(numel, dtype, rows=self._codec.residual_rows)
 
     def floats(
         self,
-        buckets: Buckets,
+        layout: Layout,
         vector: Memory,
         feedback: Feedback | None = None,
         matrices: Sequence[Matrix] = (),
@@ -97,17 +98,17 @@ class AllReduce:
         """Return what sums a step's gradients in floating point. Collective.
 
         Args:
-            buckets: elements, from and to, of each.
+            layout: of the gradients.
             vector: where they lie; its memory does not move.
             feedback: of this vector, where gradients are encoded.
             matrices: those in the vector.
         """
         if feedback is None:
-            return self._plain(buckets, vector)
+            return self._plain(layout, vector)
         if self._codec is not None:
             shared = self._shared_by_several(vector)
             return EncodedFloats(self.group, self._codec, shared, vector.mine, matrices, feedback, self._seed)
-        return self._choosing(buckets, vector, feedback, matrices)
+        return self._choosing(layout, vector, feedback, matrices)
 
     def _shared_by_several(self, vector: Memory) -> SharedVector | None:
         """Return the vector beside those of this node where there are several nodes, else None. Collective.
@@ -117,11 +118,9 @@ class AllReduce:
         shared = self._shared(self.group, vector)
         return shared if self.group.node.size < self.group.size else None
 
-    def _choosing(
-        self, buckets: Buckets, vector: Memory, feedback: Feedback, matrices: Sequence[Matrix]
-    ) -> FloatReducer:
+    def _choosing(self, layout: Layout, vector: Memory, feedback: Feedback, matrices: Sequence[Matrix]) -> FloatReducer:
         """Return what chooses by itself. Collective."""
-        plain = self._plain(buckets, vector)
+        plain = self._plain(layout, vector)
         shared = self._shared_by_several(vector)
 
         def encoded(codec: Codec | LowRank | None) -> FloatReducer:
@@ -139,40 +138,32 @@ class AllReduce:
         self.automatic.append(chooses)
         return chooses
 
-    def _plain(self, buckets: Buckets, vector: Memory) -> FloatReducer:
+    def _plain(self, layout: Layout, vector: Memory) -> FloatReducer:
         """Return what sums gradients as they are, or combines them robustly. Collective."""
         if self._combination is not None:
             return RobustFloats(self.group, self.algorithm, vector.mine, self._combination)
         group = self._group_of_gradients()
         shared = self._shared(group, vector)
-        if shared is None:
-            return PlainFloats(self.group, self.algorithm, vector.mine, buckets)
-        if self._turns is None:
-            return NodeFloats(shared)
-        ready = self._shared(group, Memory(len(buckets), np.dtype(np.int64)))
-        if ready is None:
-            return PlainFloats(self.group, self.algorithm, vector.mine, buckets)
-        return FloatsBetween(shared, Between(self._turns, ready), buckets)
+        between = None if shared is None else self._between(layout)
+        if shared is None or (between is None and self._turns is not None):
+            return PlainFloats(self.group, self.algorithm, vector.mine, layout.buckets)
+        return NodeFloats(shared) if between is None else FloatsBetween(shared, between, layout.buckets)
 
-    def exact(self, buckets: Buckets, totals: Memory, means: Memory) -> ExactReducer:
+    def exact(self, layout: Layout, totals: Memory, means: Memory) -> ExactReducer:
         """Return what sums a step's gradients in integers and gives their means. Collective.
 
         Args:
-            buckets: elements, from and to, of each.
+            layout: of what is summed.
             totals: int64, where a member's sums lie; the memory does not move, nor that of `means`.
             means: where the means come to lie.
         """
         group = self._group_of_gradients()
         sums, shared = self._shared(group, totals), self._shared(group, means)
-        if sums is None or shared is None:
-            return PlainExact(self.group, self.algorithm, totals.mine, means.mine, buckets)
+        between = None if sums is None or shared is None else self._between(layout)
+        if sums is None or shared is None or (between is None and self._turns is not None):
+            return PlainExact(self.group, self.algorithm, totals.mine, means.mine, layout.buckets)
         exact_mean.compile_for(group, means.dtype)
-        if self._turns is None:
-            return NodeExact(sums, shared)
-        ready = self._shared(group, Memory(len(buckets), np.dtype(np.int64)))
-        if ready is None:
-            return PlainExact(self.group, self.algorithm, totals.mine, means.mine, buckets)
-        return ExactBetween(sums, shared, Between(self._turns, ready), buckets)
+        return NodeExact(sums, shared) if between is None else ExactBetween(sums, shared, between, layout.buckets)
 
     def abandon(self) -> None:
         """Give up what is on its way: a member has died. Local."""
@@ -193,6 +184,13 @@ class AllReduce:
         if self._turns is None:
             self._turns = turns_of(self.group)
         return self._turns.group
+
+    def _between(self, layout: Layout) -> Between | None:
+        """Return the steps between nodes; None where there is one node, or nodes share no memory. Collective."""
+        if self._turns is None:
+            return None
+        ready = self._shared(self._turns.group, Memory(len(layout.buckets), np.dtype(np.int64)))
+        return None if ready is None else Between(self._turns, ready)
 
     def _shared(self, group: Group, memory: Memory) -> SharedVector | None:
         if self.algorithm not in ("auto", "hierarchical") or not memory.numel:

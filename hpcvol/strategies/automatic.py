@@ -1,9 +1,11 @@
 """`strategy.codec = "auto"`: what gradients are encoded by between nodes, or that they are not, by what either costs.
 
-What is added to a step is predicted from measurements: of the link (a short and a long exchange), of each codec's
-kernels (on a sample), and of how long gradients travel behind the backward pass (between the first bucket and the end
-of the pass). After a few steps the least is chosen, the same on all members, because all decide from the same numbers.
-When steps take much more or less than after that, the link is measured again and the choice made anew.
+How long a step takes is predicted from measurements: of what it takes besides, of the link (a short and a long
+exchange), of each codec's kernels (on a sample), and of how long gradients travel behind the backward pass (between the
+first bucket and the end of the pass). With the steps that a codec takes to the same loss that is what it costs. After a
+few steps the least is chosen, the same on all members, because all decide from the same numbers. What steps then take
+is worth more than what was predicted of them: what is predicted to cost about as much, or less, is tried, each once.
+When steps come to take much more or less than before, all is measured and chosen anew.
 """
 
 import time
@@ -23,19 +25,22 @@ from hpcvol.comm import Group
 from hpcvol.strategies.feedback import Feedback
 from hpcvol.strategies.reducer import FloatReducer
 
-# What is chosen among. All of them take a model as far as no codec does in about as many steps (benchmarks/
-# time_to_loss.py); others may be faster a step, and are for those who know their model.
-CANDIDATES = ("bf16", "int8", "powersgd:4+bf16")
+# What is chosen among, and how many times as many steps each takes to a loss as no codec (benchmarks/time_to_loss.py).
+# Others may be faster a step, and are for those who know their model.
+# ("ternary" and "int4" took fewer there, which is no promise.)
+CANDIDATES = {"bf16": 1.0, "int8": 1.0, "int4": 1.0, "ternary": 1.0, "powersgd:8+bf16": 1.1}
 
 # Steps before the first choice: the first ones compile, and lay out.
 _SETTLING = 3
 # Steps between two looks at whether the choice still is right.
-_INTERVAL = 20
+_INTERVAL = 10
 # By how much a step's time may change before the link is measured again.
 _CHANGED = 1.5
-# A codec has to save this much of what is added to a step without one.
-_WORTH = 0.9
+# What is expected to cost at most so much of what there is, is tried; what took so much, is taken.
+_NEAR, _WORTH = 1.1, 0.95
+# Messages that measure a link: long ones grow until they take long enough, because buffers take up the first part.
 _SHORT_NBYTES, _LONG_NBYTES = 1 << 10, 1 << 19
+_LONG_SECONDS, _MOST_NBYTES = 0.05, 1 << 27
 _TURNS = 3
 _SAMPLE_NUMEL = 1 << 18
 
@@ -69,6 +74,7 @@ class Automatic:
 
     Attributes:
         notes: each choice and what it rests on, in words; the same on all members.
+        expected_seconds: that a step is expected to take with what was chosen; None before anything is measured.
     """
 
     def __init__(
@@ -96,13 +102,16 @@ class Automatic:
         self._now: FloatReducer = plain
         self._chosen = self._wanted = "none"
         self._flushes = False  # whether the next step sends what residuals hold, and all else as it is
-        self._prices: Prices | None = None
         self._pushed = 0.0
+        self._ended: float | None = None
+        self._besides: list[float] = []
         self._behind: list[float] = []
         self._added: list[float] = []
-        self._usual: float | None = None
+        self._predicted: dict[str, float] = {}
+        self._took: dict[str, float] = {}
         self._steps = 0
         self.notes: list[str] = []
+        self.expected_seconds: float | None = None
 
     @property
     def chosen(self) -> str:
@@ -120,6 +129,8 @@ class Automatic:
         """Sum in the way that was chosen, and choose for the next step."""
         began = time.perf_counter()
         self._behind.append(began - self._pushed)
+        if self._ended is not None:
+            self._besides.append(began - self._ended)
         if self._flushes or self._wanted != self._chosen:
             self._now = self._encoded(None if self._flushes else parse(self._wanted))
         self._now.finish(weight, own)
@@ -130,6 +141,7 @@ class Automatic:
         self._steps += 1
         if self._steps == _SETTLING or (self._steps > _SETTLING and self._steps % _INTERVAL == 0):
             self._look()
+        self._ended = time.perf_counter()
 
     def drop(self) -> None:
         """Give up what travels."""
@@ -141,33 +153,52 @@ class Automatic:
         return self._wanted == self._chosen == "none" and not self._flushes
 
     def _look(self) -> None:
-        """Choose, at first and where steps have come to take another time. Collective."""
-        told = self._group.gather_objects((median(self._added), median(self._behind), self._feedback.norm > 0))
-        added, behind = max(one for one, _, _ in told), min(one for _, one, _ in told)
-        holds = any(one for _, _, one in told)
-        self._added, self._behind = [], []
-        if self._prices is not None and self._usual is None:
-            self._usual = added
+        """Choose: at first, and where steps say that something else costs less. Collective."""
+        added, besides = median(self._added), min(self._besides)
+        mine = added + besides, median(self._behind), besides, self._feedback.norm > 0
+        told = list(zip(*self._group.gather_objects(mine), strict=True))
+        took, behind, besides, holds = max(told[0]), min(told[1]), max(told[2]), any(told[3])
+        self._added, self._behind, self._besides = [], [], []
+        if not self._several:
             return
-        if self._usual is not None and self._usual / _CHANGED <= added <= self._usual * _CHANGED:
-            return
-        self._usual = None
-        if self._several:
-            prices = self._prices = self._measure()
-            choice = self._choose(prices, behind) if self._group.rank == 0 else None
-            self._wanted, note = self._group.broadcast_object(choice)
-            self.notes.append(note)
+        usual = self._took.setdefault(self._chosen, took)
+        if not self._predicted or not usual / _CHANGED <= took <= usual * _CHANGED:
+            prices = self._measure()
+            expected = {name: besides + self._expect(prices, name, behind) for name in ("none", *self._sizes)}
+            # What travels between nodes is not the same for all members.
+            self._predicted, self._took = self._group.broadcast_object(expected), {}
+            self._say(self._choose(), f"{_words(prices.link)}; ")
+        else:
+            self._took[self._chosen] = took
+            if (wanted := self._choose()) != self._wanted:
+                self._say(wanted, "")
+        self.expected_seconds = self._took.get(self._wanted, self._predicted[self._wanted])
         self._flushes = self._wanted == "none" and (holds or self._chosen != "none")
 
-    def _choose(self, prices: Prices, behind: float) -> tuple[str, str]:
-        """Return the choice, and why. Local."""
-        expected = {name: self._expect(prices, name, behind) for name in ("none", *self._sizes)}
-        best = min(expected, key=lambda name: expected[name])
-        wanted = best if expected[best] < _WORTH * expected["none"] else "none"
-        costs = ", ".join(f"{name} {1e3 * seconds:.0f}" for name, seconds in expected.items())
-        return wanted, (
-            f'strategy.codec = "auto": {wanted} from here on; the link has {1e3 * prices.link.alpha:.1f} ms and '
-            f"{8e-6 / max(prices.link.beta, 1e-12):.0f} Mbit/s; milliseconds expected to be added to a step: {costs}"
+    def _choose(self) -> str:
+        """Return what costs least, by what steps have taken with it, or what is worth a trial. Local."""
+        costs = {
+            name: CANDIDATES.get(name, 1.0) * self._took.get(name, seconds) for name, seconds in self._predicted.items()
+        }
+        if not self._took:
+            return min(costs, key=lambda name: costs[name])
+        now = costs[self._wanted]
+        trials = [name for name in costs if name not in self._took and costs[name] < _NEAR * now]
+        best = min(trials or self._took, key=lambda name: costs[name])
+        return best if trials or costs[best] < _WORTH * now else self._wanted
+
+    def _say(self, wanted: str, link: str) -> None:
+        told = []
+        for name, seconds in self._predicted.items():
+            more = CANDIDATES.get(name, 1.0)
+            how = "measured" if name in self._took else "expected"
+            told.append(
+                f"{name} {1e3 * self._took.get(name, seconds):.0f} {how}"
+                + (f" (in {more} times as many steps)" if more > 1 else "")
+            )
+        self._wanted = wanted
+        self.notes.append(
+            f'strategy.codec = "auto": {wanted} from here on; {link}milliseconds a step: {", ".join(told)}'
         )
 
     def _expect(self, prices: Prices, name: str, behind: float) -> float:
@@ -182,22 +213,38 @@ class Automatic:
 
     def _measure(self) -> Prices:
         """Time the link and the kernels; the slowest counts. Collective."""
-        rows = []
-        if self._peers is not None:
-            for nbytes in (_SHORT_NBYTES, _LONG_NBYTES):
-                buffers = [PayloadBuffer(nbytes) for _ in range(self._peers.size)]
-                buffers[self._peers.rank].used = nbytes
-                for _ in range(_TURNS):
-                    self._peers.barrier()
-                    began = time.perf_counter()
-                    spread(self._peers, buffers)
-                    seconds = time.perf_counter() - began
-                    rows.append(Measurement(1, (self._peers.size - 1) * nbytes, seconds))
-        link = fit(rows) if rows else Cost(0.0, 0.0)
+        link = Cost(0.0, 0.0) if self._peers is None else link_cost(self._peers)
         kernels = {name: _kernel_seconds(name, self._dtype) for name in CANDIDATES}
         told = self._group.gather_objects((link.alpha, link.beta, kernels))
         slowest = Cost(max(alpha for alpha, _, _ in told), max(beta for _, beta, _ in told))
         return Prices(slowest, {name: max(one[name] for _, _, one in told) for name in kernels})
+
+
+def link_cost(peers: Group) -> Cost:
+    """Return what a message costs where each rank sends to all others. Collective."""
+    rows: list[Measurement] = []
+    nbytes = _SHORT_NBYTES
+    while True:
+        buffers = [PayloadBuffer(nbytes) for _ in range(peers.size)]
+        buffers[peers.rank].used = nbytes
+        times = []
+        for _ in range(_TURNS):
+            peers.barrier()
+            began = time.perf_counter()
+            spread(peers, buffers)
+            times.append(time.perf_counter() - began)
+        if nbytes > _SHORT_NBYTES:
+            rows = rows[:_TURNS]  # the shortest, and the last
+        rows += [Measurement(1, (peers.size - 1) * nbytes, seconds) for seconds in times]
+        slowest = max(peers.gather_objects(median(times)))
+        if nbytes > _SHORT_NBYTES and (slowest > _LONG_SECONDS or 4 * nbytes * peers.size > _MOST_NBYTES):
+            return fit(rows)
+        nbytes = _LONG_NBYTES if nbytes == _SHORT_NBYTES else 4 * nbytes
+
+
+def _words(link: Cost) -> str:
+    rate = 8e-6 / max(link.beta, 1e-12)
+    return f"the link has {1e3 * link.alpha:.1f} ms and {rate:.0f} Mbit/s"
 
 
 def _sizes(peers: Group, numel: int, dtype: "np.dtype[Any]", matrices: Sequence[Matrix]) -> dict[str, tuple[int, int]]:
@@ -230,7 +277,7 @@ def _kernel_seconds(name: str, dtype: "np.dtype[Any]") -> float:
             _low_rank_step(codec, x, residual, side)
         else:
             payload = np.empty(codec.room(x.size, dtype), np.uint8)
-            used = codec.encode(x, residual if codec.has_feedback else None, Seeds.of(0, step, 0), payload)
+            used = codec.encode(x, residual if codec.residual_rows else None, Seeds.of(0, step, 0), payload)
             for _ in range(2):
                 codec.accumulate(payload[:used], Seeds.of(0, step, 0), x)
         times.append(time.perf_counter() - began)

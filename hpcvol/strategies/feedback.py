@@ -20,17 +20,17 @@ class Feedback:
     Args:
         numel: of the whole vector, on all members.
         dtype: float32 or float64.
-        keeps: whether the codec loses anything that is to be kept.
+        rows: as many times as long as the vector the residual is; 0 where nothing is kept.
 
     Attributes:
         step: how many steps were committed, the same on all members.
-        keeps: as given.
+        rows: as given.
         inherited: the members that had left when `place` was called last, and whose residuals were taken over.
     """
 
-    def __init__(self, numel: int, dtype: "np.dtype[Any]", *, keeps: bool) -> None:
+    def __init__(self, numel: int, dtype: "np.dtype[Any]", *, rows: int) -> None:
         self.step = 0
-        self.keeps = keeps
+        self.rows = rows
         self.inherited: set[int] = set()
         self._numel = numel
         self._dtype = dtype
@@ -63,14 +63,14 @@ class Feedback:
         self.step = max(step for step, _, _ in told)
         heir = next((rank for rank, (_, _, left) in enumerate(told) if left), None)
         self.inherited = set() if heir is None else set(told[heir][2])
-        residual = np.zeros(part.stop - part.start if self.keeps else 0, self._dtype)
-        if self.keeps and (heir is not None or any(one for _, one, _ in told)):
+        residual = np.zeros(self.rows * (part.stop - part.start), self._dtype)
+        if self.rows and (heir is not None or any(one for _, one, _ in told)):
             whole = self._whole()
             if group.rank == heir and mine is not None:
                 whole += mine
             allreduce(group, whole)
             if owns:
-                residual[:] = whole[part]
+                residual.reshape(self.rows, -1)[:] = whole.reshape(self.rows, -1)[:, part]
         elif self._part == part and self._residual.size:
             residual[:] = self._residual
         if not here:
@@ -80,9 +80,11 @@ class Feedback:
     def inherit(self, group: Group, leaving: set[int]) -> None:
         """Take over the residuals of members that are about to leave; `place` comes next. Collective with them."""
         self._settle()
-        if not self.keeps:
+        if not self.rows:
             return
-        whole = self._whole() if group.members[group.rank] in leaving else np.zeros(self._numel, self._dtype)
+        whole = (
+            self._whole() if group.members[group.rank] in leaving else np.zeros(self.rows * self._numel, self._dtype)
+        )
         allreduce(group, whole)
         self._inheritance = set(leaving), whole
 
@@ -92,7 +94,7 @@ class Feedback:
         np.copyto(self._next, self._residual)
         np.copyto(self._next_factors, self._factors)
         self._begun = True
-        return (self._next if self.keeps else None), self._next_factors
+        return (self._next if self.rows else None), self._next_factors
 
     def commit(self) -> None:
         """The step took effect: what it left is the residual now. Local; the same calls on all members."""
@@ -107,29 +109,36 @@ class Feedback:
     @property
     def norm(self) -> float:
         """Euclidean norm of this member's residual."""
-        return math.sqrt(float(np.dot(self._residual, self._residual)))
+        unsent = self._residual[: self._part.stop - self._part.start]
+        return math.sqrt(float(np.dot(unsent, unsent)))
 
     def gathered(self, group: Group) -> Floats | None:
-        """Return the sum of all members' residuals, [numel]; None where all are 0. Collective."""
+        """Return the sum of all members' residuals, [rows · numel]; None where all are 0. Collective."""
         self._settle()
-        if not group.any(self.norm > 0):
+        if not group.any(bool(self._residual.any())):
             return None
         whole = self._whole()
         allreduce(group, whole)
         return whole
 
-    def load(self, whole: Floats | None, step: int) -> None:
+    def load(self, whole: Floats | None, step: int) -> bool:
         """Go on from what `gathered` returned, None for nothing, after `step` steps. Local; all members make the call.
+
+        Returns:
+            Whether all of it is kept here too.
 
         Raises:
             ValueError: it is of another length.
         """
         self._settle()
-        if whole is not None and whole.size != self._numel:
-            raise ValueError(f"{whole.size} elements, expected {self._numel}")
+        if whole is not None and whole.size not in (self._numel, 2 * self._numel):
+            raise ValueError(f"{whole.size} elements, expected {self._numel} or twice as many")
         self.step = step
-        if self.keeps:
-            self._residual[:] = whole[self._part] if whole is not None and self._owns else 0
+        self._residual.fill(0)
+        if whole is not None and self._owns and self.rows:  # of a codec that keeps more, or less, what both keep
+            stored, mine = whole.reshape(-1, self._numel)[: self.rows], self._residual.reshape(self.rows, -1)
+            mine[: len(stored)] = stored[:, self._part]
+        return whole is None or whole.size <= self.rows * self._numel
 
     def _settle(self) -> None:
         """Take up what `place` has prepared: by now it came to an end on all members."""
@@ -142,7 +151,7 @@ class Feedback:
 
     def _whole(self) -> Floats:
         """Return this member's residual with zeros for all that it has nothing of."""
-        whole = np.zeros(self._numel, self._dtype)
+        whole = np.zeros(self.rows * self._numel, self._dtype)
         if self._residual.size:
-            whole[self._part] = self._residual
+            whole.reshape(self.rows, -1)[:, self._part] = self._residual.reshape(self.rows, -1)
         return whole

@@ -13,8 +13,9 @@ from hpcvol.comm import Group
 from hpcvol.kernels import fixed_point
 from hpcvol.kernels.fingerprint import fingerprint
 from hpcvol.strategies.allreduce import AllReduce
+from hpcvol.strategies.layout import Layout
 from hpcvol.strategies.memory import Memory
-from hpcvol.strategies.reducer import Blocks, Buckets
+from hpcvol.strategies.reducer import Blocks
 
 # A step's units add up to no more: `hpcvol.torch.exact`.
 _LARGEST = 2**62
@@ -23,9 +24,9 @@ _LARGEST = 2**62
 class VerifiedAllReduce(AllReduce):
     """All-reduce whose exact sums tell what each member added."""
 
-    def exact(self, buckets: Buckets, totals: Memory, means: Memory) -> "VerifiedExact":
+    def exact(self, layout: Layout, totals: Memory, means: Memory) -> "VerifiedExact":
         """As `AllReduce.exact`."""
-        del buckets
+        del layout
         return VerifiedExact(self.group, totals.mine, means.mine)
 
 

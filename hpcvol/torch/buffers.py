@@ -27,16 +27,21 @@ class Buffers:
         units_per_step: units of a full step.
         strategy: combines vectors over ranks.
         device: where the model is.
+
+    Attributes:
+        committed: every buffer as it was last committed, by name.
+        averaged: names of those of floating point.
+        counted: names of those of integers.
     """
 
     def __init__(self, model: torch.nn.Module, units_per_step: int, strategy: AllReduce, device: torch.device) -> None:
         self._modules = list(model.named_modules())
         self._strategy = strategy
-        self._committed: dict[str, torch.Tensor] = {}
+        self.committed: dict[str, torch.Tensor] = {}
         self.take_current()
-        self._averaged = [name for name, value in self._committed.items() if value.dtype in _AVERAGED]
-        self._counted = [name for name, value in self._committed.items() if value.dtype in _COUNTED]
-        terms = [Term(f"buffer {name}", self._committed[name].numel()) for name in self._averaged]
+        self.averaged = [name for name, value in self.committed.items() if value.dtype in _AVERAGED]
+        self.counted = [name for name, value in self.committed.items() if value.dtype in _COUNTED]
+        terms = [Term(f"buffer {name}", self.committed[name].numel()) for name in self.averaged]
         self.total = ExactSum(terms, units_per_step, strategy, device, torch.float64)
         # Checkpoints hold what state_dict() does, so that training must not live in any other buffer.
         self._kept = set(model.state_dict())
@@ -45,7 +50,12 @@ class Buffers:
 
     def take_current(self) -> None:
         """Make the model's present buffers the committed ones: at the start, and after a checkpoint was loaded."""
-        self._committed = {name: buffer.detach().clone() for name, buffer in self._named().items()}
+        self.committed = {name: buffer.detach().clone() for name, buffer in self._named().items()}
+
+    def put(self, buffers: dict[str, torch.Tensor]) -> None:
+        """Make `buffers` the committed ones, and the model's. Local."""
+        self.committed = buffers
+        self.prepare()
 
     def reset(self) -> None:
         """Forget all units of the step."""
@@ -56,7 +66,7 @@ class Buffers:
         """Put every buffer back to its committed value, before a unit."""
         with torch.no_grad():
             for name, buffer in self._current().items():
-                buffer.copy_(self._committed[name])
+                buffer.copy_(self.committed[name])
 
     def add(self, weight: int) -> None:
         """Take in what the unit just computed changed.
@@ -66,21 +76,36 @@ class Buffers:
                 nor an integer counter that every unit of the step changes alike.
         """
         current = self._current()
-        for index, name in enumerate(self._averaged):
-            before, after = self._committed[name], current[name]
+        for index, name in enumerate(self.averaged):
+            before, after = self.committed[name], current[name]
             # A constant may hold infinities (an attention mask), whose difference is not a number.
             if not torch.equal(before, after):
                 self._check_kept(name)
                 self.total.add(index, after.double() - before.double(), weight)
-        for name in self._counted:
-            change = current[name] - self._committed[name]
+        for name in self.counted:
+            change = current[name] - self.committed[name]
             if change.any():
                 self._check_kept(name)
             if not torch.equal(self._counts.setdefault(name, change), change):
                 raise self._refusal(name, "was changed differently by two units of a step")
-        for name, before in self._committed.items():
+        for name, before in self.committed.items():
             if before.dtype not in _AVERAGED + _COUNTED and not torch.equal(before, current[name]):
                 raise self._refusal(name, f"of dtype {before.dtype} was changed by a unit")
+
+    def refuse_changes(self) -> None:
+        """Refuse what units changed, where no member waits for others: nobody would average it.
+
+        Raises:
+            ModelError: a buffer changed.
+        """
+        current = self._current()
+        for name, before in self.committed.items():
+            if not torch.equal(before, current[name]):
+                raise ModelError(
+                    f"buffer {name!r} was changed by a unit, and members that do not wait for each other cannot "
+                    "average it: use layers without running statistics (LayerNorm, GroupNorm), or "
+                    "strategy.max_staleness = 0"
+                )
 
     def agree(self) -> bool:
         """Collective: False if the units must be computed again.
@@ -88,7 +113,7 @@ class Buffers:
         Raises:
             ModelError: two workers changed an integer buffer differently; raised on every member.
         """
-        highest = np.concatenate([self._count_vector(name) for name in self._counted] or [np.empty(0, np.int64)])
+        highest = np.concatenate([self._count_vector(name) for name in self.counted] or [np.empty(0, np.int64)])
         both = np.concatenate([highest, np.where(highest == _NO_UNIT, _NO_UNIT, -highest)])
         if both.size:
             self._strategy.max(both)
@@ -98,7 +123,7 @@ class Buffers:
             raise self._refusal(name, "was changed differently by two workers", everywhere=True)
         self._counts_of_all = highest
         self.total.push_all()
-        return self.total.agree() if self._averaged else True
+        return self.total.agree() if self.averaged else True
 
     def drop(self) -> None:
         """Collective: the step is computed again."""
@@ -106,7 +131,7 @@ class Buffers:
 
     def combine(self, weight: int) -> None:
         """Find what the step's units changed; `weight` is the step's Σ weight. Collective."""
-        if self._averaged:
+        if self.averaged:
             self.total.finish(weight)
 
     def rebuild(self) -> None:
@@ -115,13 +140,13 @@ class Buffers:
 
     def finish(self) -> None:
         """Apply the step's changes once, alike on every member, and make the result the committed value. Local."""
-        for index, name in enumerate(self._averaged):
+        for index, name in enumerate(self.averaged):
             if self.total.present(index):
-                value = self._committed[name]
+                value = self.committed[name]
                 value.copy_(value.double() + self.total.mean(index).view(value.shape))
         offset = 0
-        for name in self._counted:
-            value = self._committed[name]
+        for name in self.counted:
+            value = self.committed[name]
             change = torch.from_numpy(self._counts_of_all[offset : offset + value.numel()])
             value.add_(change.view(value.shape).to(value))
             offset += value.numel()
@@ -135,12 +160,12 @@ class Buffers:
     def _count_vector(self, name: str) -> NDArray[np.int64]:
         change = self._counts.get(name)
         if change is None:
-            return np.full(self._committed[name].numel(), _NO_UNIT)
+            return np.full(self.committed[name].numel(), _NO_UNIT)
         return change.reshape(-1).to("cpu", torch.int64).numpy()
 
     def _name_at(self, position: int) -> str:
-        for name in self._counted:
-            position -= self._committed[name].numel()
+        for name in self.counted:
+            position -= self.committed[name].numel()
             if position < 0:
                 return name
         raise IndexError(position)
@@ -148,7 +173,7 @@ class Buffers:
     def _current(self) -> dict[str, torch.Tensor]:
         current = self._named()
         for name, buffer in current.items():
-            before = self._committed.get(name)
+            before = self.committed.get(name)
             if before is None:
                 raise self._refusal(name, "appeared after training began")
             if (before.shape, before.dtype, before.device) != (buffer.shape, buffer.dtype, buffer.device):
@@ -157,7 +182,7 @@ class Buffers:
                     f"became {list(buffer.shape)} {buffer.dtype} on {buffer.device} from {list(before.shape)} "
                     f"{before.dtype} on {before.device}",
                 )
-        missing = set(self._committed) - set(current)
+        missing = set(self.committed) - set(current)
         if missing:
             raise self._refusal(min(missing), "vanished")
         return current

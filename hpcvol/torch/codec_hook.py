@@ -1,13 +1,14 @@
 """Codecs for torch's own DistributedDataParallel: a communication hook for each."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from hpcvol.codecs import Codec, Floats, LowRank, Seeds, parse
+from hpcvol.codecs import AnyCodec, Codec, Floats, LowRank, Momentum, Seeds, parse
 from hpcvol.collectives.low_rank import LowRankStep
 from hpcvol.errors import ConfigError
 from hpcvol.strategies.encoded_floats import matrices_of
@@ -31,7 +32,7 @@ class HookState:
 
     @property
     def residuals(self) -> dict[int, Floats]:
-        """What was not sent of each parameter's gradient, by the parameter's `id`."""
+        """What is kept of each parameter's gradient, by its `id`: rows, the first of which is what was not sent."""
         return self._left | {key: one for bucket in self._buckets.values() for key, one in bucket.residuals().items()}
 
     def bucket(self, bucket: Any, like: Floats) -> "_Bucket":
@@ -55,7 +56,8 @@ class _Bucket:
 
     def __init__(self, codec: Codec | LowRank, parameters: list[torch.Tensor], like: Floats, step: int) -> None:
         self.parameters = parameters
-        self.residual = np.zeros_like(like)
+        self.residual = np.zeros(max(1, codec.residual_rows) * like.size, like.dtype)
+        self._numel = like.size
         self.step = step
         starts = np.cumsum([0, *(one.numel() for one in parameters)]).tolist()
         self._places = {id(one): (start, start + one.numel()) for one, start in zip(parameters, starts, strict=False)}
@@ -66,19 +68,22 @@ class _Bucket:
             self.factors = np.zeros(self.low_rank.factors_numel, like.dtype)
 
     def residuals(self) -> dict[int, Floats]:
-        """Return the residual's parts, views, by the `id` of their parameters."""
-        return {key: self.residual[start:stop] for key, (start, stop) in self._places.items()}
+        """Return the residual's parts, views of all of its rows, by the `id` of their parameters."""
+        rows = self.residual.reshape(-1, self._numel)
+        return {key: rows[:, start:stop] for key, (start, stop) in self._places.items()}
 
 
-def codec_hook(codec: str, process_group: dist.ProcessGroup | None = None, seed: int = 0) -> tuple[HookState, Hook]:
+def codec_hook(
+    codec: AnyCodec, process_group: dist.ProcessGroup | None = None, seed: int = 0
+) -> tuple[HookState, Hook]:
     """Return a state and a hook for DistributedDataParallel, which then sends gradients as `codec` encodes them. Local.
 
     Payloads of all ranks are gathered, and added in the order of ranks: all end with the same bits. PowerSGD sums its
-    thin matrices in two all-reduces. Error feedback is kept in the state. Gradients are float32 or float64 on the CPU;
+    thin matrices by all-reduces. Error feedback is kept in the state. Gradients are float32 or float64 on the CPU;
     those on a GPU are copied there and back, which takes a process group that has a backend for the CPU too.
 
     Args:
-        codec: as `strategy.codec`, but for "none" and "auto".
+        codec: as `strategy.codec`, but for "none" and "auto"; or a value of `hpcvol.codecs`.
         process_group: of the model; the default group by default.
         seed: of what is drawn; the same on all ranks.
 
@@ -109,12 +114,21 @@ def _hook(
     kept = state.bucket(bucket, vector)
     step, kept.step = kept.step, kept.step + 1
     if kept.low_rank is not None:
-        # Both in order, before the next bucket's: over gloo ranks pair collective calls by their order.
-        sums = [lambda thin: dist.all_reduce(torch.from_numpy(thin), group=state.process_group)] * 2
-        kept.low_rank.run(vector, kept.residual, kept.factors, state.seed, step, sums)
+        # All in order, before the next bucket's: over gloo ranks pair collective calls by their order.
+        kept.low_rank.run(vector, kept.residual, kept.factors, state.seed, step, partial(_begin_to_sum, state))
         return _done(buffer, vector)
     assert not isinstance(state.codec, LowRank)
     return _gather(state, state.codec, kept, step, vector, buffer)
+
+
+def _begin_to_sum(state: HookState, _: int, thin: Floats) -> Callable[[], None]:
+    work = dist.all_reduce(torch.from_numpy(thin), group=state.process_group, async_op=True)
+    assert work is not None
+
+    def wait() -> None:
+        work.wait()
+
+    return wait
 
 
 def _check_backend(state: HookState) -> None:
@@ -131,9 +145,10 @@ def _gather(
 ) -> torch.futures.Future[torch.Tensor]:
     ranks, rank = dist.get_world_size(state.process_group), dist.get_rank(state.process_group)
     seeds = [Seeds.of(state.seed, step, one) for one in range(ranks)]
-    rooms = [torch.zeros(_HEADER_NBYTES + codec.room(vector.size, vector.dtype), dtype=torch.uint8) for _ in seeds]
+    sized = codec.at(step) if isinstance(codec, Momentum) else codec
+    rooms = [torch.zeros(_HEADER_NBYTES + sized.room(vector.size, vector.dtype), dtype=torch.uint8) for _ in seeds]
     mine = rooms[rank].numpy()
-    residual = kept.residual if codec.has_feedback else None
+    residual = kept.residual if codec.residual_rows else None
     mine[:8].view(np.int64)[0] = codec.encode(vector, residual, seeds[rank], mine[_HEADER_NBYTES:])
     gathering = dist.all_gather(rooms, rooms[rank].clone(), group=state.process_group, async_op=True)
 

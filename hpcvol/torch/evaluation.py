@@ -38,7 +38,7 @@ def evaluate(run: "Run", function: Callable[[Unit], Any], samples: Samples) -> E
 def _evaluate(run: "Run", function: Callable[[Unit], Any], samples: Samples) -> Evaluation:
     size = run.settings.unit_size
     spans = Batching(len(samples), len(samples), size).units(0)
-    mine = run.dealing.share(spans)
+    mine = run.dealing_to_all.share(spans)
     records: dict[int, tuple[float, int, dict[str, float]]] = {}
     loader = Loader(samples, run.settings.seed, run.device, shuffle=False)
     with together(run.group, "evaluating"), _evaluating(run.model), torch.no_grad(), closing(loader):

@@ -39,9 +39,9 @@ from hpcvol.errors import CheckpointError, ModelError
 from hpcvol.kernels import fixed_point
 from hpcvol.kernels.fixed_point import BLOCK_NUMEL, INFINITE, NOT_A_NUMBER, ZERO
 from hpcvol.strategies.allreduce import AllReduce
+from hpcvol.strategies.layout import Layout
 from hpcvol.strategies.memory import Memory
 from hpcvol.strategies.reducer import Blocks
-from hpcvol.torch.layout import Layout
 
 DEFAULT_EXPONENT = 40
 _LARGEST_EXPONENT = 900
@@ -102,7 +102,7 @@ class ExactSum:
         self._least, self._first = _LEAST_BITS[dtype], _FIRST_BITS[dtype]
         self.layout = Layout.of([term.numel for term in self._terms], strategy.bucket_nbytes // dtype.itemsize)
         self._memory = Memory(self.layout.numel, np.dtype(np.int64)), Memory(self.layout.numel, _NUMPY[dtype])
-        self.reducer = strategy.exact(self.layout.buckets, *self._memory)
+        self.reducer = strategy.exact(self.layout, *self._memory)
         totals, means = torch.from_numpy(self.reducer.totals), torch.from_numpy(self.reducer.means)
         self._on_cpu = device.type == "cpu"
         self._total = totals if self._on_cpu else torch.zeros_like(totals, device=device)
@@ -121,7 +121,7 @@ class ExactSum:
     def rebuild(self) -> None:
         """Sum over the members that there are now; what this worker added stays. Collective."""
         self._use_exponents(self._of_units)  # others may have been agreed upon by members that did not all go on
-        self.reducer = self._strategy.exact(self.layout.buckets, *self._memory)
+        self.reducer = self._strategy.exact(self.layout, *self._memory)
 
     def reset(self) -> None:
         """Forget every unit of this step."""

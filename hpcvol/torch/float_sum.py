@@ -9,9 +9,9 @@ import torch
 
 from hpcvol.strategies.allreduce import AllReduce
 from hpcvol.strategies.encoded_floats import matrices_of
+from hpcvol.strategies.layout import Layout
 from hpcvol.strategies.memory import Memory
 from hpcvol.strategies.reducer import FloatReducer
-from hpcvol.torch.layout import Layout
 from hpcvol.torch.readiness import in_one_order
 
 _NUMPY: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
@@ -45,10 +45,11 @@ class FloatGradients:
         self.finished = False
         by_dtype: dict[torch.dtype, list[int]] = {}
         for i, parameter in enumerate(self._parameters):
-            by_dtype.setdefault(_summed_in(parameter), []).append(i)
+            by_dtype.setdefault(summed_in(parameter), []).append(i)
         self._flats = [
-            _Flat([parameters[i] for i in indices], dtype, strategy, device) for dtype, indices in by_dtype.items()
+            FlatSum([parameters[i] for i in indices], dtype, strategy, device) for dtype, indices in by_dtype.items()
         ]
+        self.layouts = [(indices, flat.layout) for indices, flat in zip(by_dtype.values(), self._flats, strict=True)]
         self.feedbacks = {flat.dtype_name: flat.feedback for flat in self._flats if flat.feedback is not None}
         places = {
             i: (flat, place)
@@ -162,8 +163,20 @@ class FloatGradients:
                 parameter.grad = view
 
 
-class _Flat:
-    """The flat buffer of one dtype."""
+class FlatSum:
+    """Tensors of one dtype in one flat buffer, and what sums it over ranks.
+
+    Args:
+        parameters: names and parameters.
+        dtype: that they are summed in.
+        strategy: sums.
+        device: where they are.
+
+    Attributes:
+        layout: where each lies.
+        dtype_name: NumPy's name of the dtype.
+        feedback: what this member has not sent; None where nothing is encoded.
+    """
 
     def __init__(
         self,
@@ -187,20 +200,24 @@ class _Flat:
         self._tensor = host if self._on_cpu else torch.zeros_like(host, device=device)
 
     def view(self, place: int) -> torch.Tensor:
+        """Return one of the tensors, where it lies."""
         start = self.layout.starts[place]
         return self._tensor[start : start + self.layout.numels[place]].view(self._shapes[place])
 
     def rebuild(self) -> None:
+        """Sum over the ranks that there are now. Collective."""
         self._reducer = self._make_reducer()
 
     def _make_reducer(self) -> FloatReducer:
-        return self._strategy.floats(self.layout.buckets, self._memory, self.feedback, self._matrices)
+        return self._strategy.floats(self.layout, self._memory, self.feedback, self._matrices)
 
     def drop(self) -> None:
+        """Forget what was pushed. Collective."""
         if self._on_cpu:
             self._reducer.drop()
 
     def finish(self, weight: int, own: int) -> None:
+        """Sum and divide, as `hpcvol.strategies.reducer.FloatReducer`. Collective; all buckets were pushed."""
         if not self._on_cpu:
             self._reducer.vector[:] = self._tensor.cpu().numpy()
             for bucket in range(len(self.layout.buckets)):
@@ -213,11 +230,13 @@ class _Flat:
             self._tensor.copy_(torch.from_numpy(self._reducer.vector))
 
     def push(self, bucket: int) -> None:
+        """Say that a bucket is final here. Local."""
         if self._on_cpu:
             self._reducer.push(bucket)
 
 
-def _summed_in(parameter: torch.nn.Parameter) -> torch.dtype:
+def summed_in(parameter: torch.nn.Parameter) -> torch.dtype:
+    """Return in which dtype what is like a parameter is summed."""
     return torch.float64 if parameter.dtype == torch.float64 else torch.float32
 
 

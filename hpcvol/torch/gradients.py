@@ -1,15 +1,18 @@
 """The gradients of a step under the exact sum, and the shape that both sums share."""
 
+import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from hpcvol.kernels import fixed_point
+from hpcvol.strategies.layout import Layout
 from hpcvol.torch.exact import ExactSum, Term
-from hpcvol.torch.layout import Layout
 from hpcvol.torch.readiness import in_one_order
 
 
@@ -20,6 +23,9 @@ class Gradients(Protocol):
     and after the optimizer `commit`. Where a member dies before that: `rebuild`, and units that it had are computed by
     others (all units after `reset` where they are not `separate`), then `agree` and so on.
     """
+
+    layouts: list[tuple[list[int], Layout]]
+    """Which parameters' gradients are summed together, and where they lie."""
 
     separate: bool
     """Whether units are computed, and stay good, one by one; else a worker's units may be computed in one pass."""
@@ -98,6 +104,7 @@ class ExactGradients:
             self.sums.append(total)
             self._places |= {i: (total, place) for place, i in enumerate(indices)}
             ordered.append((indices, total.layout, total.push))
+        self.layouts = [(indices, layout) for indices, layout, _ in ordered]
         self._readiness = in_one_order([name for name, _ in parameters], ordered)
         self._hooks = [
             parameter.register_post_accumulate_grad_hook(partial(self._take, i))  # type: ignore[no-untyped-call]
@@ -197,9 +204,14 @@ class ExactGradients:
 
 
 def gradient_norm(parameters: Sequence[torch.nn.Parameter]) -> float:
-    """Return the 2-norm of all gradients: squares in double, in one fixed order, summed without error. Local."""
-    squares = [_sum_of_squares(parameter.grad) for parameter in parameters if parameter.grad is not None]
-    return math.sqrt(math.fsum(squares))
+    """Return the 2-norm of all gradients, in double: the same bits however they are shared out. Local."""
+    squares = [squares_of(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    return norm_of(squares)
+
+
+def norm_of(squares: Iterable[NDArray[np.float64]]) -> float:
+    """Return the root of the sum of what `squares_of` returned of all gradients, which is exact. Local."""
+    return math.sqrt(math.fsum(itertools.chain.from_iterable(squares)))
 
 
 def clip(parameters: Sequence[torch.nn.Parameter], norm: float, limit: float) -> None:
@@ -214,7 +226,14 @@ def clip(parameters: Sequence[torch.nn.Parameter], norm: float, limit: float) ->
                 parameter.grad.mul_(limit / norm)
 
 
-def _sum_of_squares(gradient: torch.Tensor) -> float:
+def squares_of(gradient: torch.Tensor) -> NDArray[np.float64]:
+    """Return the sums of squares of every GRAIN_NUMEL neighbouring elements, each in one fixed order. Local."""
+    numel = -(-gradient.numel() // fixed_point.GRAIN_NUMEL)
     if gradient.device.type == "cpu" and gradient.dtype in (torch.float32, torch.float64):
-        return float(fixed_point.sum_of_squares(gradient.contiguous().view(-1).numpy()))
-    return float(gradient.double().square().sum())
+        squares = np.empty(numel)
+        fixed_point.sums_of_squares(gradient.contiguous().view(-1).numpy(), squares)
+        return squares
+    squared = gradient.double().square().view(-1)
+    padded = torch.nn.functional.pad(squared, (0, numel * fixed_point.GRAIN_NUMEL - squared.numel()))
+    found: NDArray[np.float64] = padded.view(numel, fixed_point.GRAIN_NUMEL).sum(1).cpu().numpy()
+    return found

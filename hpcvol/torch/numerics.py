@@ -102,9 +102,10 @@ def agree_on(group: Group, facts: Mapping[str, str], remedy: str) -> None:
                 )
 
 
-def main_files(model: torch.nn.Module) -> list[Path]:
-    """Return the files that the user's code is in as far as they can be known: the script, and the model's module."""
-    modules = [sys.modules.get("__main__"), sys.modules.get(type(model).__module__)]
+def main_files(*parts: object) -> list[Path]:
+    """Return the files that the user's code is in as far as they can be known: the script, and modules of `parts`."""
+    names = ["__main__", *(type(part).__module__ for part in parts)]
+    modules = [sys.modules.get(name) for name in names if not name.startswith("hpcvol.")]
     paths = {Path(file).resolve() for module in modules if (file := getattr(module, "__file__", None))}
     return sorted(path for path in paths if path.is_file() and "site-packages" not in path.parts)
 

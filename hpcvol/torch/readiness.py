@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from hpcvol.errors import ModelError
-from hpcvol.torch.layout import Layout
+from hpcvol.strategies.layout import Layout
 
 
 class Readiness:

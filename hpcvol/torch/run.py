@@ -4,37 +4,57 @@ import inspect
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from hpcvol import tracing
+from hpcvol.codecs import AnyCodec, Momentum
 from hpcvol.codecs import parse as parse_codec
 from hpcvol.collectives import Algorithm
-from hpcvol.comm import Group, together
+from hpcvol.comm import Group, doing, together
+from hpcvol.comm.doing import ROUND
 from hpcvol.elastic.bag import Bag
 from hpcvol.elastic.claiming import dealing_of
-from hpcvol.elastic.dealing import Done, Terms
-from hpcvol.elastic.membership import Membership, Replacing
+from hpcvol.elastic.dealing import Dealing, Done, Terms
+from hpcvol.elastic.membership import MembersChanged, Membership, Replacing
 from hpcvol.elastic.speed import SlowMembers
 from hpcvol.elastic.units import Batching, UnitSpan, merge
-from hpcvol.errors import CheckpointError, ConfigError, ModelError
-from hpcvol.guarantees import require, require_dealing, require_units, require_verifiable
+from hpcvol.errors import CheckpointError, ConfigError, LostMemberError, ModelError
+from hpcvol.guarantees import (
+    require,
+    require_averaged,
+    require_dealing,
+    require_served,
+    require_stale,
+    require_units,
+    require_verifiable,
+)
 from hpcvol.strategies.allreduce import AllReduce
 from hpcvol.strategies.combinations import parse
-from hpcvol.strategies.feedback import Feedback
+from hpcvol.strategies.parameter_server import ParameterServer
 from hpcvol.strategies.reducer import BUCKET_NBYTES
+from hpcvol.strategies.sequencer import Version
+from hpcvol.strategies.shards import ServedSums, Shards
+from hpcvol.strategies.supernodes import Grouping, Supernodes
 from hpcvol.strategies.verified_exact import VerifiedAllReduce
+from hpcvol.torch.asynchronous import AsynchronousParameters, OwnSums, counted
 from hpcvol.torch.buffers import Buffers
+from hpcvol.torch.counted import CountedStep
 from hpcvol.torch.evaluation import Evaluation, evaluate
 from hpcvol.torch.exact import ExactSum
 from hpcvol.torch.float_sum import FloatGradients
 from hpcvol.torch.gradients import ExactGradients, Gradients, clip, gradient_norm
 from hpcvol.torch.loader import Loader, Unit
+from hpcvol.torch.lone_step import LoneStep
 from hpcvol.torch.numerics import agree_on
+from hpcvol.torch.residuals import Residuals
+from hpcvol.torch.rounds import Rounds, TeamStep
 from hpcvol.torch.samples import Samples, open_samples
 from hpcvol.torch.seeding import BETWEEN_STEPS, seed_generators
+from hpcvol.torch.served import ServedParameters
+from hpcvol.torch.sharded_optimizer import check_served
 from hpcvol.torch.staging import broadcast_tensor
 from hpcvol.torch.step import Step, not_finite
 from hpcvol.torch.verification import Verification
@@ -43,8 +63,10 @@ logger = logging.getLogger("hpcvol")
 
 _EQUAL = Terms("equal")
 
-# What members say with the records of a step.
-_RESIDUAL = "residual_norm"
+# What members say of themselves.
+_MEETS = "meets"
+_RATE = "rate"
+_SLOW = "slow"
 
 
 @dataclass(frozen=True)
@@ -64,6 +86,8 @@ class Settings:
         codec: what they are encoded by, as `strategy.codec`.
         verify_share: of units that two members compute, to be compared (`elastic.verify_share`).
         dealing: which member computes what.
+        servers: who holds parameters and the optimizer's state in shards; None: every member holds all of them.
+        supernodes: groups that members form, and how often these combine what they have; None: every step.
     """
 
     batch_size: int
@@ -75,9 +99,11 @@ class Settings:
     bucket_nbytes: int = BUCKET_NBYTES
     elastic: bool = True
     combine: str = "mean"
-    codec: str = "none"
+    codec: AnyCodec = "none"
     verify_share: float = 0.0
     dealing: Terms = _EQUAL
+    servers: ParameterServer | None = None
+    supernodes: Supernodes | None = None
 
     def __post_init__(self) -> None:
         robust = parse(self.combine) is not None
@@ -85,6 +111,19 @@ class Settings:
         require("run", self.sum, robust=robust, encoded=self.codec != "none")
         require_verifiable(self.sum, self.verify_share)
         require_dealing(self.sum, self.dealing.kind, robust=robust)
+        if self.servers is not None:
+            require_served(robust=robust, encoded=self.codec != "none", share=self.verify_share)
+            require_stale(self.sum, stale=self.servers.is_asynchronous)
+        if self.supernodes is not None:
+            others = {
+                "strategy.combine": robust,
+                "strategy.codec": self.codec != "none",
+                'strategy.kind = "parameter_server"': self.servers is not None,
+                "elastic.priorities or limits": bool(self.dealing.priorities or self.dealing.limits),
+            }
+            require_averaged(
+                self.sum, average=self.supernodes.average, coded=self.supernodes.codec != "none", others=others
+            )
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed = {self.seed}: expected a number from 0 to 2^63 - 1")
 
@@ -94,11 +133,14 @@ class Run:
 
     Attributes:
         model, optimizer: what is trained, replicated on every member.
+        parameters: names and parameters that require a gradient.
         settings: how.
         group: the live ranks.
+        team: those that compute a step together: all of them, or a group that they form.
         membership: who they are, and what becomes of the run when one dies.
         verification: of units, by a second member; None where no share of them is to be verified.
-        dealing: which of them computes what.
+        dealing: which of the team computes what of its part.
+        dealing_to_all: which of all members does what where all are together.
         slow: names of the members that were found slow, in order, and how many times as long as the median they took.
         device: where this member computes.
         step: steps committed so far, over the life of the model (a resumed run goes on counting).
@@ -106,8 +148,9 @@ class Run:
         member: this process's id, never reused.
         facts: what decides the weights besides code and data, as it was at the start.
         replacing: has members that died replaced, where there is one.
-        lost_residuals: of members that died: id, and the norm of what it had not sent of its gradients, as it had told.
-        residual_norms: of what members have not sent, by id, as they told last; the same on all members.
+        counted: where members are not together after each step: the steps that took effect in the last call of
+            `steps`, in order.
+        residuals: what members have not sent of their gradients.
         is_first: whether this is the member that writes and prints for all.
     """
 
@@ -130,45 +173,60 @@ class Run:
         self.loader = Loader(samples, settings.seed, device)
         self.needs_probe = settings.sum == "exact"
         self.membership = Membership(group, enabled=settings.elastic)
-        self._parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self._known = [(name, parameter, parameter.requires_grad) for name, parameter in model.named_parameters()]
         with together(group, "starting the run"):
             _check_parameters(model)
             _check_optimizer(model, optimizer)
+            _check_momentum(optimizer, settings.codec)
+            if settings.supernodes is not None:
+                _check_momentum(optimizer, settings.supernodes.codec)
+            if settings.servers is not None:
+                check_served(self.parameters, optimizer)
         self.facts = self._facts(len(samples))
         agree_on(group, self.facts, "make the same model, optimizer and run on every member")
+        self.grouping = self._form_groups()
+        self.team = group if self.grouping is None else self.grouping.team
         strategy = VerifiedAllReduce if settings.verify_share else AllReduce
         combination = parse(settings.combine)
         if combination is not None:
             # The last step of an epoch is the shortest.
             fewest = len(self.batching.units(self.batching.steps_per_epoch - 1))
             require_units(settings.combine, combination.least_members, fewest)
+        spec = settings.supernodes
         self.strategy = strategy(
-            group,
+            self.team,
             settings.algorithm,
             settings.bucket_nbytes,
             combination,
-            settings.codec,
+            settings.codec if spec is None or spec.average or spec.codec == "none" else spec.codec,
             settings.seed,
         )
         self._applying = False
         self._guard = optimizer.register_step_pre_hook(self._refuse_step)
+        self.shards = None if settings.servers is None else Shards(group, settings.servers)
         self.gradients = self._make_gradients()
         self.buffers = Buffers(model, self.batching.units_per_step, self.strategy, device)
+        self.rounds = self._make_rounds()
+        feedbacks = self.gradients.feedbacks if isinstance(self.gradients, FloatGradients) else {}
+        self.residuals = Residuals(group, feedbacks if self.rounds is None else self.rounds.feedbacks)
         self.verification: Verification | None = None
         if settings.verify_share and isinstance(self.gradients, ExactGradients):
             sums = [*self.gradients.sums, self.buffers.total]
             self.verification = Verification(settings.verify_share, group, sums)
-        self.dealing = dealing_of(group, settings.dealing, settings.sum)
+        self.dealing = dealing_of(self.team, self._terms(), settings.sum)
+        self.dealing_to_all = self.dealing if self.grouping is None else Dealing(group, _EQUAL)
         self.slow: list[tuple[str, float]] = []
+        self._slow_of_team: list[tuple[str, float]] = []
+        self._in_round = False
         self._slow_members = SlowMembers()
         if self.is_first and (unknown := settings.dealing.unknown(group)):
             logger.warning(
                 "elastic.priorities or elastic.limits name %s: no member has that id, or is on a host of that name",
                 ", ".join(map(repr, unknown)),
             )
-        self.lost_residuals: list[tuple[int, float]] = []
-        self.residual_norms: dict[int, float] = {}
+        self.served, self.asynchronous = self._serve(), self._serve_asynchronously()
+        self.counted: list[CountedStep] = []
         self.broadcast_model()
         self.membership.add(self)
         self.replacing: Replacing | None = None
@@ -179,13 +237,18 @@ class Run:
         return self.group.members[self.group.rank]
 
     @property
+    def meets_seldom(self) -> bool:
+        """Whether members are together between two calls of `steps` (or after a round) only, not after each step."""
+        return self.asynchronous is not None or self.rounds is not None
+
+    @property
     def is_first(self) -> bool:
         """Whether this member writes and prints for all."""
         return self.group.rank == 0
 
     def describe_batch(self) -> str:
         """Return what a batch is, as in `batch 64 = 8 units of 8 over 3 workers`."""
-        units, workers = self.batching.units_per_step, self.group.size
+        units, workers = self.batching.units_per_step, self.num_workers
         batch, size = self.settings.batch_size, self.settings.unit_size
         each = f"at most {size}" if batch % size else f"{size}"
         return (
@@ -201,7 +264,13 @@ class Run:
                 parameter replaced.
             SystemExit: this member left (`leave`), and the others have gone on.
         """
+        if self.asynchronous is not None:
+            yield from self._lone_steps(self.asynchronous, until)
+            return
         self._warn_about_idle_workers()
+        if self.rounds is not None:
+            yield from self._in_rounds(self.rounds, until)
+            return
         while self.step < until:
             self._check_model()
             if self.replacing is not None:
@@ -215,6 +284,123 @@ class Run:
                 )
             self.membership.at_boundary()
 
+    def _in_rounds(self, rounds: Rounds, until: int) -> Iterator[Step]:
+        """Yield the steps of this member's group; at the end of each round all members have all that counts."""
+        spec = self.settings.supernodes
+        assert spec is not None
+        self.counted = []
+        meets = False
+        while self.step < until and not meets:
+            self._check_model()
+            self._check_together("run.steps")
+            rounds.take()  # parameters may have been changed between two rounds
+            first = self.step
+            last = min(until, first + spec.period - first % spec.period)
+            self._in_round = True
+            try:
+                yield from self._round(rounds, first, last)
+            except MembersChanged:
+                self.step = first
+                self._in_round = False
+                continue
+            self._in_round = False
+            self.membership.told = rounds.told
+            meets = any(said.get(_MEETS) for said in rounds.told.values())
+            self.membership.saying.pop(_MEETS, None)
+            seed_generators(self.settings.seed, self.step, 0, BETWEEN_STEPS)
+            self.membership.at_boundary()
+
+    def _round(self, rounds: Rounds, first: int, last: int) -> Iterator[Step]:
+        steps: list[TeamStep] = []
+        with doing(ROUND):
+            for index in range(first, last):
+                step = TeamStep(self, index)
+                yield step
+                if step.lost is None and not step.over:
+                    raise ModelError(
+                        f"step {index} was left before its bag was empty: let `for unit in step` run to its end, also "
+                        "after `continue`"
+                    )
+                steps.append(step)
+                if step.lost is not None:
+                    break
+        saying, stopwatch = self.membership.saying, self.dealing.stopwatch
+        rate = None if stopwatch.sample_seconds is None else 1 / max(stopwatch.sample_seconds, 1e-9)
+        told = {**saying, _RATE: rate, _SLOW: self._slow_of_team if self.team.rank == 0 else []}
+        done = self.membership.settle(lambda: rounds.combine(first, steps, told))
+        rounds.commit()
+        self._slow_of_team = []
+        self.slow += [one for said in rounds.told.values() for one in said[_SLOW]]
+        self.counted += done
+        self.residuals.committed(rounds.told, saying)
+        rates = {member: said[_RATE] for member, said in rounds.told.items() if said[_RATE] is not None}
+        if self.grouping is not None and self.settings.dealing.kind == "static":
+            self.grouping.dealt_by(rates)
+
+    def _lone_steps(self, served: AsynchronousParameters, until: int) -> Iterator[Step]:
+        """Yield the steps that this member is to compute; at the end all members have all that counts."""
+        self.counted = []
+        meets = False
+        while self.step < until and not meets:
+            self._check_model()
+            yield from self._phase(served, until)
+            seed_generators(self.settings.seed, self.step, 0, BETWEEN_STEPS)
+            said = self.membership.attempt(lambda: self.group.gather_objects((self.member, self.membership.saying)))
+            self.membership.told = dict(said)
+            meets = any(one.get(_MEETS) for _, one in said)
+            self.membership.saying.pop(_MEETS, None)
+            self.membership.at_boundary()
+
+    def _phase(self, served: AsynchronousParameters, until: int) -> Iterator[Step]:
+        """Yield steps that this member is to compute until members meet."""
+        first = self.step
+        done: dict[int, Version] = {}
+        complete = False
+        while not complete:
+            known = list(done)
+            self.membership.attempt(lambda: served.begin(first, until, known))  # noqa: B023
+            if self.membership.saying.get(_MEETS) or self.membership.leaves:
+                served.store.stop()  # it was said to those who were there before
+            yield from self._claimed(served)
+            try:
+                log = self.membership.settle(served.finish)
+                complete = True
+            except MembersChanged:  # what they know to count is with all who live; the rest is begun again
+                log = list(served.store.salvaged.values())
+            done |= {one.step: one for one in log}
+        served.store.end()
+        in_order = sorted(done.values(), key=lambda one: one.number)
+        self.counted += [counted(one, first + place) for place, one in enumerate(in_order, 1)]
+        self.step = first + len(done)
+
+    def _claimed(self, served: AsynchronousParameters) -> Iterator[Step]:
+        while True:
+            try:
+                index = served.claim()
+            except LostMemberError:
+                return  # all find out, and meet
+            if index is None:
+                return
+            step = LoneStep(self, index)
+            yield step
+            if not step.shares:
+                raise ModelError(
+                    f"step {index} was left before all of its units were computed, and nobody else has them: let "
+                    "`for unit in step` run to its end, also after `continue`"
+                )
+
+    def meet(self) -> None:
+        """Where members are not together after each step, have `steps` end on all when they next are. Local.
+
+        Between two calls of `steps` members are together: they can evaluate, and all have the same parameters.
+        They are where parameters may be stale and the steps at hand are done, and after each round of supernodes.
+        Otherwise they are after every step, and this does nothing.
+        """
+        if self.meets_seldom and not self.membership.saying.get(_MEETS):
+            self.membership.saying[_MEETS] = True
+            if self.asynchronous is not None:
+                self.asynchronous.store.stop()
+
     def leave(self) -> None:
         """Have the others go on without this member: its process ends when the step at hand is over. Local.
 
@@ -224,6 +410,8 @@ class Run:
             CommError: members of this run cannot part: the MPI cannot, or there is only one.
         """
         self.membership.leave()
+        if self.asynchronous is not None:
+            self.asynchronous.store.stop()
 
     def evaluate(self, function: Callable[[Unit], Any], data: Any, split: str = "val") -> Evaluation:
         """Average `function(unit)` over samples, each once, shared out over the workers. Collective.
@@ -237,6 +425,7 @@ class Run:
         Returns:
             The means; the same bits on every member and at any number of members.
         """
+        self._check_together("run.evaluate")
 
         def opened() -> Samples:
             with together(self.group, "opening the data"):
@@ -245,13 +434,30 @@ class Run:
         samples = self.membership.attempt(opened)
         return self.membership.attempt(lambda: evaluate(self, function, samples))
 
+    def roles(self) -> dict[str, Any]:
+        """Return who does what, as a ledger's line tells it: see `hpcvol.elastic.roles.tree`. Local."""
+        found: dict[str, Any] = {"members": self.group.members, "hosts": self.group.hosts}
+        if self.grouping is not None:
+            found["groups"] = self.grouping.teams
+        if (shards := self.shards) is not None:
+            held = {one: [i for i, by in enumerate(shards.holders) if one in by] for one in self.group.members}
+            found["shards"] = {str(member): ids for member, ids in held.items() if ids}
+            serving = shards.servers if shards.dedicated else ()
+            found["computes"] = [member for member in self.group.members if member not in serving]
+        return found
+
+    def units(self, index: int) -> list[UnitSpan]:
+        """Return the units of a step that this member's team computes. Local."""
+        units = self.batching.units(index)
+        return units if self.grouping is None else self.grouping.part(units)
+
     def deal(self, spans: list[UnitSpan]) -> list[UnitSpan]:
         """Return this worker's share of a step's units, in proportion or as many as others. Local."""
-        return self._in_passes(self.dealing.share(spans))
+        return self.in_passes(self.dealing.share(spans))
 
     def known_ahead(self, spans: list[UnitSpan]) -> list[UnitSpan]:
         """Return which units of a step this worker will surely compute. Local."""
-        return self._in_passes(self.dealing.known_ahead(spans))
+        return self.in_passes(self.dealing.known_ahead(spans))
 
     def bag(self, spans: list[UnitSpan]) -> Bag:
         """Return the bag of what this worker computes of a step's units. Local; the same calls on all members."""
@@ -273,39 +479,83 @@ class Run:
         """Clip, and let the optimizer change the parameters, the same on every member, after `sum`. Local."""
         if step.weight:
             self.buffers.finish()
-            parameters = [parameter for _, parameter in self._parameters]
-            step.gradient_norm = gradient_norm(parameters)
-            self._check_gradients(step)
-            if self.settings.clip_norm is not None:
-                clip(parameters, step.gradient_norm, self.settings.clip_norm)
             self._applying = True
-            with tracing.span("optimizer"):
-                self.optimizer.step()
+            if self.served is None:
+                self._apply_everything(step)
+            else:
+                self.served.apply(step.gradient_norm, self.settings.clip_norm)
             self._applying = False
         else:
             self.buffers.prepare()
         self.gradients.commit()
         self.buffers.commit()
-        if self._feedbacks:
-            self.residual_norms = {member: said.get(_RESIDUAL, 0.0) for member, said in step.told.items()}
-            self.membership.saying[_RESIDUAL] = math.hypot(*(feedback.norm for feedback in self._feedbacks.values()))
+        if self.served is not None and step.weight:
+            self.membership.attempt(self.served.pull)
+        if self.rounds is None:
+            self.residuals.committed(step.told, self.membership.saying)
         self._learn_speeds(step)
         self.step += 1
         # Units left the generators where this worker's last unit put them; what is drawn between steps must not tell.
         seed_generators(self.settings.seed, self.step, 0, BETWEEN_STEPS)
 
+    def measure(self, step: Step) -> None:
+        """Find the norm of a step's gradient, where servers hold it, before the step takes effect. Collective."""
+        if self.served is not None:
+            step.gradient_norm = self.served.norm(step.index)
+
+    def _apply_everything(self, step: Step) -> None:
+        parameters = [parameter for _, parameter in self.parameters]
+        step.gradient_norm = gradient_norm(parameters)
+        self._check_gradients(step)
+        if self.settings.clip_norm is not None:
+            clip(parameters, step.gradient_norm, self.settings.clip_norm)
+        with tracing.span("optimizer"):
+            self.optimizer.step()
+
+    def gather_optimizer(self, *, here: bool = True) -> None:
+        """Give `optimizer` its whole state, up to the next step, where members have parts of it. Collective.
+
+        Of supernodes it becomes the mean of what the groups have. Otherwise it is there anyway, and this does nothing.
+        For checkpoints of a loop of your own.
+
+        Args:
+            here: whether on this member: a state takes memory.
+        """
+        shards, served = self.shards, self.served or self.asynchronous
+        self._check_together("run.gather_optimizer")
+        if self.rounds is not None:
+            self.membership.attempt(self.rounds.unite)
+            self.rounds.take()
+
+        def gather() -> None:
+            if shards is not None and served is not None:
+                served.optimizer.gather(shards, here=here)
+
+        if served is not None:
+            self.membership.attempt(gather)
+
     def abandon(self) -> None:
         """As `hpcvol.elastic.membership.Part`."""
+        if self.grouping is not None:
+            self.team.give_up()
         self.strategy.abandon()
+        if self.rounds is not None:
+            self.rounds.abandon()
+        if self._served_sums is not None:
+            self._served_sums.abandon()
+        if self.asynchronous is not None:
+            self.asynchronous.abandon()
 
     def can_spare(self, leaving: set[int]) -> bool:
         """As `hpcvol.elastic.membership.Part`: all there is but residuals every member has."""
-        return bool(set(self.group.members) - leaving)
+        rest = bool(set(self.group.members) - leaving)
+        return rest and (self.shards is None or self.shards.can_spare(leaving))
 
     def inherit(self, leaving: set[int]) -> None:
-        """As `hpcvol.elastic.membership.Part`: what they have not sent of their gradients."""
-        for feedback in self._feedbacks.values():
-            feedback.inherit(self.group, leaving)
+        """As `hpcvol.elastic.membership.Part`: what they have not sent of their gradients, and the shards they hold."""
+        self.residuals.inherit(leaving)
+        if served := self.served or self.asynchronous:
+            served.inherit(leaving)
 
     def hand_over(self) -> None:
         """As `hpcvol.elastic.membership.Part`: the others have all there is."""
@@ -313,21 +563,32 @@ class Run:
     def rebuild(self) -> None:
         """As `hpcvol.elastic.membership.Part`."""
         self.loader.forget()
+        if self.grouping is not None and self.rounds is not None:
+            self.rounds.restore()
+            self.grouping.rebuild()
+        if self.served is not None:
+            self.served.rebuild()
         self.gradients.rebuild()
-        gone = self.residual_norms.keys() - set(self.group.members)
-        lost = gone.difference(*(feedback.inherited for feedback in self._feedbacks.values()))
-        self.lost_residuals += [(one, self.residual_norms[one]) for one in sorted(lost) if self.residual_norms[one]]
-        self.residual_norms = {one: norm for one, norm in self.residual_norms.items() if one not in gone}
+        if self.rounds is not None:
+            self.rounds.rebuild()
+        self.residuals.rebuild()
         self.buffers.rebuild()
+        if self.asynchronous is not None:
+            self.asynchronous.rebuild()
         self.dealing.rebuild()
+        if self.dealing_to_all is not self.dealing:
+            self.dealing_to_all.rebuild()
         # A member that is new has seen nothing yet, and all have to tell of the same ones.
         self._slow_members = SlowMembers()
+        self._slow_of_team = []
 
     def broadcast_model(self, root: int = 0) -> None:
         """Give every member the parameters and buffers of the one at rank `root`. Collective."""
         for tensor in [*self.model.parameters(), *self.model.buffers()]:
             broadcast_tensor(self.group, tensor, root)
         self.buffers.take_current()
+        if self.rounds is not None:
+            self.rounds.take()
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint needs besides the model and the optimizer, as plain numbers and names."""
@@ -350,50 +611,37 @@ class Run:
                 f"the checkpoint's state has no entry {error}: it was not written by this version"
             ) from None
         self.buffers.take_current()
-
-    def residuals(self) -> dict[str, torch.Tensor]:
-        """Return the sums of what members have not sent of their gradients, by dtype: for a checkpoint. Collective.
-
-        Where members have sent all there is nothing.
-        """
-        sums = {name: one.gathered(self.group) for name, one in self._feedbacks.items()}
-        return {name: torch.from_numpy(one) for name, one in sums.items() if one is not None}
-
-    def load_residuals(self, stored: Mapping[str, torch.Tensor]) -> bool:
-        """Go on from what `residuals` returned, after `load_state`. Local; the same on every member.
-
-        Returns:
-            Whether all of it will be sent: not so where `strategy.codec` keeps nothing any more.
-
-        Raises:
-            CheckpointError: they are of another model.
-        """
-        for name, feedback in self._feedbacks.items():
-            try:
-                feedback.load(None if name not in stored else stored[name].numpy(), self.step)
-            except ValueError as error:
-                raise CheckpointError(f"the checkpoint's residuals are not of this model: {error}") from None
-        return all(name in self._feedbacks and self._feedbacks[name].keeps for name in stored)
-
-    @property
-    def _feedbacks(self) -> dict[str, Feedback]:
-        return self.gradients.feedbacks if isinstance(self.gradients, FloatGradients) else {}
+        if served := self.served or self.asynchronous:
+            served.take_state()
+        if self.rounds is not None:
+            self.rounds.take()
 
     def close(self) -> None:
         """End the threads that fetch and communicate, and let the model and the optimizer go."""
         self.loader.close()
         self.strategy.close()
+        if self.rounds is not None:
+            self.rounds.close()
+        if self._served_sums is not None:
+            self._served_sums.close()
+        if self.asynchronous is not None:
+            self.asynchronous.close()
         self.gradients.close()
+        if self.served is not None:
+            self.served.close()
         self._guard.remove()
         if self.replacing is not None:
             self.replacing.close()
 
-    def _in_passes(self, mine: list[UnitSpan]) -> list[UnitSpan]:
+    def in_passes(self, mine: list[UnitSpan]) -> list[UnitSpan]:
+        """Return units as they are computed: one by one, or merged where their gradients need not be kept apart."""
         return mine if self.gradients.separate else merge(mine)
 
     def _learn_speeds(self, step: Step) -> None:
         """Let the next step be dealt by what this one told, and tell of members that are slow."""
-        num_units = len(self.batching.units(step.index))
+        num_units = len(self.units(step.index))
+        if not num_units:
+            return  # there are more groups than units
         done = Done(
             {one.member: one.sample_seconds for one in step.shares if one.sample_seconds is not None},
             frozenset(one.member for one in step.shares if not one.num_samples),
@@ -404,8 +652,8 @@ class Run:
         self.dealing.committed(done)
         for slow in self._slow_members.look(done.seconds, done.unit_samples):
             who = self.group.name_of(self.group.members.index(slow.member))
-            self.slow.append((who, slow.times))
-            if self.is_first:
+            (self.slow if self.rounds is None else self._slow_of_team).append((who, slow.times))
+            if self.team.rank == 0:
                 logger.warning(
                     "%s takes %.1f times as long for a sample as the median member%s",
                     who,
@@ -438,17 +686,69 @@ class Run:
             )
 
     def _make_gradients(self) -> Gradients:
-        if self.settings.sum == "float":
-            return FloatGradients(self._parameters, self.strategy, self.device)
+        settings, sums = self.settings, self.strategy
+        self._served_sums: ServedSums | OwnSums | None = None
+        if self.shards is not None and settings.servers is not None:
+            asynchronous = settings.servers.is_asynchronous
+            sums = self._served_sums = (
+                OwnSums(self.group, settings.bucket_nbytes)
+                if asynchronous
+                else ServedSums(self.shards, settings.algorithm, settings.bucket_nbytes)
+            )
+        if settings.sum == "float":
+            return FloatGradients(self.parameters, sums, self.device)
         units = self.batching.units_per_step
-        return ExactGradients(
-            self._parameters, lambda terms, dtype: ExactSum(terms, units, self.strategy, self.device, dtype)
+        return ExactGradients(self.parameters, lambda terms, dtype: ExactSum(terms, units, sums, self.device, dtype))
+
+    def _form_groups(self) -> Grouping | None:
+        spec = self.settings.supernodes
+        return Grouping(self.group, spec) if spec is not None and spec.average else None
+
+    def _make_rounds(self) -> Rounds | None:
+        spec, settings, group = self.settings.supernodes, self.settings, self.group
+        if self.grouping is None or spec is None:
+            return None
+        return Rounds(
+            group,
+            self.grouping,
+            self.parameters,
+            self.optimizer,
+            self.buffers,
+            AllReduce(group, settings.algorithm, settings.bucket_nbytes, None, spec.codec, settings.seed),
+            self.batching,
+            self.device,
+            survives=self.membership.survives,
         )
+
+    def _serve_asynchronously(self) -> AsynchronousParameters | None:
+        spec, sums = self.settings.servers, self._served_sums
+        if self.shards is None or spec is None or not isinstance(sums, OwnSums):
+            return None
+        assert isinstance(self.gradients, FloatGradients)
+        return AsynchronousParameters(self.shards, spec, self.parameters, self.optimizer, self.gradients, sums)
+
+    def _serve(self) -> ServedParameters | None:
+        if self.shards is None or not isinstance(self._served_sums, ServedSums):
+            return None
+        return ServedParameters(self.shards, self.parameters, self.optimizer, self.gradients, self._served_sums)
+
+    def _terms(self) -> Terms:
+        """Return how units are dealt: servers that do nothing else get none."""
+        terms = self.settings.dealing
+        if self.shards is None or not self.shards.dedicated:
+            return terms
+        return replace(terms, priorities={**terms.priorities, **{str(one): 0.0 for one in self.shards.servers}})
+
+    @property
+    def num_workers(self) -> int:
+        """How many members compute units."""
+        serving = self.shards.servers if self.shards is not None and self.shards.dedicated else ()
+        return len(set(self.group.members).difference(serving))
 
     def _check_gradients(self, step: Step) -> None:
         """Refuse what the float sum lets through: the exact sum has looked at every term."""
         if not math.isfinite(step.gradient_norm):
-            for name, parameter in self._parameters:
+            for name, parameter in self.parameters:
                 gradient = parameter.grad
                 if gradient is not None and not bool(gradient.isfinite().all()):
                     value = float(gradient[~gradient.isfinite()][0])
@@ -470,8 +770,16 @@ class Run:
                     "require one from the start (with a learning rate of 0 until it should move), or start a new run"
                 )
 
+    def _check_together(self, what: str) -> None:
+        """Refuse in the middle of a round what takes all members."""
+        if self._in_round:
+            raise ModelError(
+                f"{what} was called within a round of supernodes, whose groups have parameters of their own: let "
+                "run.steps(n) run to its end (run.meet() has it end with the round), and call it then"
+            )
+
     def _warn_about_idle_workers(self) -> None:
-        units, workers = self.batching.units_per_step, self.group.size
+        units, workers = self.batching.units_per_step, self.num_workers
         if units < workers and self.is_first:
             logger.warning(
                 "a step has %d units and there are %d workers: %d of them idle; lower train.unit_size or raise "
@@ -492,6 +800,17 @@ def _check_parameters(model: torch.nn.Module) -> None:
                 f"parameter {name!r} is {parameter.dtype}: gradients are summed as real numbers; keep its real and "
                 "imaginary parts (torch.view_as_real)"
             )
+
+
+def _check_momentum(optimizer: torch.optim.Optimizer, codec: AnyCodec) -> None:
+    """Refuse momentum of the optimizer where the codec has its own."""
+    if isinstance(parse_codec(codec), Momentum):
+        for parameters in optimizer.param_groups:
+            if parameters.get("momentum") or "betas" in parameters:
+                raise ConfigError(
+                    f'strategy.codec = "{codec}" brings its own momentum along, and the optimizer, '
+                    f"{type(optimizer).__name__}, has its own: choose SGD with momentum = 0, or leave out +dgc"
+                )
 
 
 def _check_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:

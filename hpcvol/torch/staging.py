@@ -4,7 +4,8 @@ MPI libraries from wheels know no GPU memory, so a GPU's vector is copied to pag
 copied back.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -55,3 +56,47 @@ def broadcast_tensor(group: Group, tensor: torch.Tensor, root: int = 0) -> None:
     if flat.data_ptr() != tensor.data_ptr():
         with torch.no_grad():
             tensor.copy_(flat.view(tensor.dtype).view(tensor.shape))
+
+
+@dataclass(frozen=True)
+class _Missing:
+    """Stands for a tensor that follows."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+def spread(group: Group, tree: Any, root: int) -> Any:
+    """Return on all ranks the nested dicts, lists and tuples that rank `root` has, its tensors on the CPU. Collective.
+
+    Args:
+        group: the live ranks.
+        tree: what `root` has; its leaves are tensors, or small objects that pickle. Others' is not looked at.
+        root: the rank that has it.
+    """
+    tensors: list[torch.Tensor] = []
+
+    def take_out(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        tensors.append(leaf.detach().cpu())
+        return _Missing(leaf.shape, leaf.dtype)
+
+    def receive(leaf: Any) -> Any:
+        if not isinstance(leaf, _Missing):
+            return leaf
+        tensor = next(own) if group.rank == root else torch.empty(leaf.shape, dtype=leaf.dtype)
+        broadcast_tensor(group, tensor, root)
+        return tensor
+
+    skeleton = group.broadcast_object(_map(tree, take_out) if group.rank == root else None, root)
+    own = iter(tensors)
+    return _map(skeleton, receive)
+
+
+def _map(tree: Any, change: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return {key: _map(value, change) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)) and not isinstance(tree, torch.Size):
+        return type(tree)([_map(value, change) for value in tree])
+    return change(tree)

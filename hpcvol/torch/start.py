@@ -5,11 +5,14 @@ from typing import Any
 
 import torch
 
+from hpcvol.codecs import AnyCodec
 from hpcvol.comm import start as start_mpi
 from hpcvol.comm import together
 from hpcvol.data import Split
 from hpcvol.elastic.dealing import Kind, Terms
 from hpcvol.elastic.units import default_unit_size
+from hpcvol.strategies.parameter_server import ParameterServer
+from hpcvol.strategies.supernodes import Supernodes
 from hpcvol.torch.device import check_device, choose_device, choose_threads, make_deterministic
 from hpcvol.torch.numerics import agree_on_code, main_files
 from hpcvol.torch.run import Run, Settings
@@ -25,7 +28,7 @@ def start(
     *,
     sum: str = "exact",
     combine: str = "mean",
-    codec: str = "none",
+    codec: AnyCodec = "none",
     verify_share: float = 0.0,
     seed: int = 0,
     clip_norm: float | None = None,
@@ -33,6 +36,8 @@ def start(
     share_devices: bool = False,
     threads: int | str = "auto",
     dealing: Kind = "auto",
+    servers: ParameterServer | None = None,
+    supernodes: Supernodes | None = None,
 ) -> Run:
     """Start MPI and make a run of `model` on all members. Collective.
 
@@ -51,7 +56,7 @@ def start(
         combine: under the float sum, what becomes of the gradients of members of whom some may be faulty:
             "median" and others, as `strategy.combine`.
         codec: under the float sum, what members' gradients are encoded by before they are sent: "int8", "topk:0.01",
-            "powersgd:4" and others, as `strategy.codec`.
+            "powersgd:4" and others, as `strategy.codec`, or a value of `hpcvol.codecs`.
         verify_share: under the exact sum, the share of units that two members compute, to be compared: who is wrong is
             expelled.
         seed: decides sample order and the random numbers of each unit.
@@ -61,6 +66,8 @@ def start(
         threads: CPU threads a member; "auto" is 1 under the exact sum and the node's cores shared out otherwise.
         dealing: which member computes what: "static", in proportion to measured speed; "dynamic", one unit after the
             other; "equal"; "auto" is "static" under the exact sum, "equal" otherwise.
+        servers: who holds parameters and the optimizer's state in shards; by default every member holds all of them.
+        supernodes: groups that members form, and how often these combine what they have; by default all do every step.
 
     Raises:
         HpcvolError: what cannot work, the same on every member.
@@ -83,11 +90,13 @@ def start(
             codec=codec,
             verify_share=verify_share,
             dealing=Terms(dealing),
+            servers=servers,
+            supernodes=supernodes,
         )
         samples = open_samples(data)
         check_device(device)
         choose_threads(threads, settings.sum == "exact", group)
-    agree_on_code(group, main_files(model))
+    agree_on_code(group, main_files(model, codec))
     where = choose_device(device, group, share=share_devices)
     if settings.sum == "exact":
         make_deterministic(where)

@@ -84,7 +84,7 @@ class Step:
 
     def __init__(self, run: "Run", index: int) -> None:
         self._run = run
-        self._units = run.batching.units(index)
+        self._units = run.units(index)
         self._begun = False
         self._open: Unit | None = None
         self._forward_ns = 0
@@ -215,7 +215,7 @@ class Step:
 
     def _deal(self, spans: list[UnitSpan]) -> Bag:
         run = self._run
-        ahead = run.known_ahead(run.batching.units(self.index + 1))
+        ahead = run.known_ahead(run.units(self.index + 1))
         run.loader.forget(but=[*run.known_ahead(spans), *ahead])
         bag = run.bag(spans)
         run.loader.prefetch(ahead)
@@ -248,6 +248,7 @@ class Step:
         self._summed = records
         if self.weight:
             run.gradients.finish(self.weight)
+            run.measure(self)
             run.buffers.combine(self.weight)
         else:
             run.gradients.drop()
@@ -276,7 +277,7 @@ class Step:
         seal = None if self._run.verification is None else self._run.verification.seal()
         mine = self._run.member, samples, seconds, units, told, seal, self._run.gradients.tell()
         with tracing.span("gather records"):
-            everybody = gather_agreed(self._run.group, mine, self._failure, f"computing step {self.index}")
+            everybody = gather_agreed(self._run.team, mine, self._failure, f"computing step {self.index}")
         self.shares = []
         self.told = {}
         self._seals = {}

@@ -1,13 +1,21 @@
-"""Whether a run is complete: it says so itself, in a file, because a launcher's exit status means little."""
+"""Whether a run has ended: it says so itself, in its files, because a launcher's exit status means little."""
 
 import json
+import os
 from pathlib import Path
+
+from hpcvol.elastic.ledger import LEDGER_NAME
 
 SUMMARY_NAME = "summary.json"
 
+STOP = "stop"
+"""The event of the ledger with which a run ends that was asked to stop."""
+
+_LINE_NBYTES = 1 << 16  # that line is shorter
+
 
 class Completion:
-    """Watches the summary of a run from before its ranks start.
+    """Watches the summary and the ledger of a run from before its ranks start.
 
     Args:
         run_dir: the run's folder; it need not exist yet.
@@ -15,7 +23,8 @@ class Completion:
 
     def __init__(self, run_dir: Path) -> None:
         self._path = run_dir / SUMMARY_NAME
-        self._before = self._identity()
+        self._ledger = run_dir / LEDGER_NAME
+        self._before = _identity(self._path), _identity(self._ledger)
 
     def is_complete(self, launcher_status: int) -> bool:
         """Return whether the run is complete now.
@@ -25,7 +34,19 @@ class Completion:
         """
         if not self._says_complete():
             return False
-        return launcher_status == 0 or self._identity() != self._before
+        return launcher_status == 0 or _identity(self._path) != self._before[0]
+
+    def has_stopped(self) -> bool:
+        """Return whether the run has stopped, as it was asked to, since then: that is its ledger's last line."""
+        if _identity(self._ledger) == self._before[1]:
+            return False
+        try:
+            with self._ledger.open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - _LINE_NBYTES))
+                last = json.loads(file.read().removesuffix(b"\n").rpartition(b"\n")[2])
+        except (OSError, ValueError):
+            return False
+        return isinstance(last, dict) and last.get("event") == STOP
 
     def _says_complete(self) -> bool:
         try:
@@ -34,9 +55,10 @@ class Completion:
             return False
         return isinstance(summary, dict) and summary.get("completed") is True
 
-    def _identity(self) -> tuple[int, int] | None:
-        try:
-            status = self._path.stat()
-        except OSError:
-            return None
-        return status.st_ino, status.st_mtime_ns
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns

@@ -27,9 +27,19 @@ from hpcvol.collectives import Algorithm
 from hpcvol.comm.launch import DETECT_SECONDS
 from hpcvol.elastic.units import default_unit_size
 from hpcvol.errors import ConfigError
-from hpcvol.guarantees import require, require_dealing, require_replaceable, require_verifiable
+from hpcvol.guarantees import (
+    require,
+    require_averaged,
+    require_dealing,
+    require_replaceable,
+    require_served,
+    require_stale,
+    require_verifiable,
+)
 from hpcvol.strategies.combinations import parse as parse_combination
+from hpcvol.strategies.parameter_server import ParameterServer
 from hpcvol.strategies.reducer import BUCKET_NBYTES
+from hpcvol.strategies.supernodes import Supernodes
 from hpcvol.train import config_errors, toml
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -239,8 +249,42 @@ class TrainConfig(_Section):
         return self
 
 
+_OF_SERVERS = ("servers", "replicas", "max_staleness", "rate_by_staleness")
+
+
+class BetweenConfig(_Section):
+    """What groups of members do with each other."""
+
+    period: PositiveInt = Field(
+        default=1,
+        description="Steps that each group trains by itself, with its part of every batch, until all continue from the "
+        'mean of their parameters, by the weights of what each has computed; with `train.sum = "float"`. At 1 '
+        "gradients are summed over all members every step instead, within nodes first.",
+    )
+    codec: str = Field(
+        default="none",
+        description="What groups encode that they send each other, as `strategy.codec`, but for `auto`.",
+    )
+
+
 class StrategyConfig(_Section):
-    """How members' gradients become one."""
+    """How members' gradients become one, and who holds the parameters."""
+
+    kind: Literal["all_reduce", "parameter_server"] = Field(
+        default="all_reduce",
+        description="`all_reduce`: every member has all parameters and all that the optimizer keeps, and applies it. "
+        "`parameter_server`: servers have shards of both, and hand the parameters out. Weights are the same.",
+    )
+    servers: PositiveInt | Literal["all"] = Field(
+        default="all",
+        description="How many members are servers and compute no units; `all`: every member has a shard and computes "
+        "units too. For `parameter_server`.",
+    )
+    replicas: NonNegativeInt = Field(
+        default=0,
+        description="Further servers that have a copy of each shard: so many may die at a time, and the run goes on. "
+        "At 0 a server's death ends it, and it goes on from its last checkpoint. For `parameter_server`.",
+    )
 
     combine: str = Field(
         default="mean",
@@ -254,9 +298,33 @@ class StrategyConfig(_Section):
         description="What gradients are encoded by before they are sent to other nodes, under the float sum: `bf16` or "
         "`fp16`; `fp8`, `int8`, `int4`, `sign`, `ternary`, `qsgd:LEVELS` (small integers, a scale every 256 elements); "
         "`topk:SHARE`, `randomk:SHARE`, `threshold:MAGNITUDE` (some elements, with `+int8` or another for their "
-        "values); `powersgd:RANK` (matrices as products of thin ones). What is left out is added to the next step. "
-        "`auto`: none, or one of a few of these, whatever measures say adds less to a step.",
+        "values, and `+dgc:STEPS` for the momentum and warm-up of Deep Gradient Compression, with plain SGD); "
+        "`powersgd:RANK` (matrices as products of thin ones). What is left out is added to the next step. "
+        "`auto`: none, or one of a few of these, whatever measures say is there first.",
     )
+    max_staleness: NonNegativeFloat = Field(
+        default=0.0,
+        description="0: all members compute each step together. Above, each step is computed by one member, and a "
+        "worker may be so many of its steps ahead of the slowest one (`inf`: as far as it will). For "
+        '`parameter_server`, with `train.sum = "float"`.',
+    )
+    rate_by_staleness: bool = Field(
+        default=False,
+        description="Divide the learning rate of a step by 1 and the number of steps that took effect since its "
+        "parameters were pulled. With `max_staleness` above 0.",
+    )
+    groups: PositiveInt | Literal["none", "node", "link"] = Field(
+        default="none",
+        description="Supernodes that members form: those of each `node`; so many groups of neighbours; or those of "
+        "nodes that a fast `link` connects, as measured at the start. See `between`.",
+    )
+    between: BetweenConfig = BetweenConfig()
+
+    @property
+    def without_servers(self) -> bool:
+        """Whether nothing is said of servers."""
+        nothing = {name: StrategyConfig.model_fields[name].default for name in _OF_SERVERS}
+        return all(getattr(self, name) == value for name, value in nothing.items())
 
 
 class CheckpointConfig(_Section):
@@ -382,11 +450,57 @@ class Config(_Section):
             require("run", self.train.sum, robust=robust, encoded=self.strategy.codec != "none")
             require_verifiable(self.train.sum, self.elastic.verify_share)
             require_dealing(self.train.sum, self.elastic.dealing, robust=robust)
+            served = self.strategy.kind == "parameter_server"
+            if served:
+                encoded, share = self.strategy.codec != "none", self.elastic.verify_share
+                require_served(robust=robust, encoded=encoded, share=share)
+                ParameterServer(
+                    self.strategy.servers,
+                    self.strategy.replicas,
+                    self.strategy.max_staleness,
+                    self.strategy.rate_by_staleness,
+                )
+                require_stale(self.train.sum, stale=self.strategy.max_staleness > 0)
+            elif not self.strategy.without_servers:
+                raise ConfigError(
+                    "strategy.servers, replicas, max_staleness and rate_by_staleness are for strategy.kind = "
+                    '"parameter_server", and kind is "all_reduce": set kind, or leave them out'
+                )
+            averaged = self._supernodes_can_be(robust=robust, served=served)
             if self.elastic.refill or self.elastic.spares:
-                require_replaceable(trace=self.train.trace, share=self.elastic.verify_share, robust=robust)
+                require_replaceable(
+                    trace=self.train.trace,
+                    share=self.elastic.verify_share,
+                    robust=robust,
+                    served=served,
+                    averaged=averaged,
+                )
         except ConfigError as error:
             raise ValueError(str(error)) from None
         return self
+
+    def _supernodes_can_be(self, *, robust: bool, served: bool) -> bool:
+        """Return whether groups average parameters.
+
+        Raises:
+            ConfigError: they cannot.
+        """
+        strategy = self.strategy
+        if strategy.groups == "none":
+            if strategy.between != BetweenConfig():
+                raise ConfigError(
+                    'strategy.between is of groups, and strategy.groups is "none": set groups = "node", or leave it out'
+                )
+            return False
+        spec = Supernodes(strategy.groups, strategy.between.period, strategy.between.codec)
+        others = {
+            "strategy.combine": robust,
+            "strategy.codec": strategy.codec != "none",
+            'strategy.kind = "parameter_server"': served,
+            "elastic.priorities or limits": bool(self.elastic.priorities or self.elastic.limits),
+        }
+        require_averaged(self.train.sum, average=spec.average, coded=spec.codec != "none", others=others)
+        return spec.average
 
     _folder: Path = PrivateAttr(default=Path("."))
     _copy: Path | None = PrivateAttr(default=None)

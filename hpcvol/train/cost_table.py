@@ -8,7 +8,8 @@ from pathlib import Path
 
 from hpcvol.collectives import Algorithm, Table, table_of, use_table
 from hpcvol.comm import Group, together
-from hpcvol.train.files import write_whole, writing
+from hpcvol.durable import writing
+from hpcvol.train.files import write_whole
 
 COLLECTIVES_NAME = "collectives.json"
 

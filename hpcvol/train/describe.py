@@ -13,7 +13,7 @@ from hpcvol.errors import CheckpointError
 from hpcvol.train.checkpoint_files import BEST, MODEL, STATE, checkpoints_in, read_state, trouble_with
 from hpcvol.train.completion import SUMMARY_NAME
 from hpcvol.train.config import Config, load_config
-from hpcvol.train.ledger_account import credit, read_account
+from hpcvol.train.ledger_account import credit, last_roles, read_account
 from hpcvol.train.recipe import of_another_run
 from hpcvol.train.run_directory import CHECKPOINTS_NAME, CONFIG_NAME, METRICS_NAME, is_at_work
 
@@ -75,6 +75,7 @@ def describe_run(path: Path) -> dict[str, Any]:
         "best_validation": {"step": best["step"], **best["val"]} if best else None,
         "checkpoints": [_checkpoint_line(one, config) for one in checkpoints_in(path / CHECKPOINTS_NAME)],
         "best_checkpoint": _best_checkpoint(path),
+        "roles": None if account is None else last_roles(account),
         "credit": {} if account is None else credit(account),
         "complete": summary is not None and summary.get("completed") is True,
         "summary": summary,

@@ -2,29 +2,11 @@
 
 import math
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hpcvol.durable import write_text
-from hpcvol.errors import HpcvolError
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn an OSError of the body, which writes `path`, into an error that says what to do.
-
-    Raises:
-        HpcvolError: no room, no permission, or no such place.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise HpcvolError(
-            f"cannot write {path}: {error.strerror or error}; make room or choose another --run-dir, and start the "
-            "same command again: it goes on from the last checkpoint"
-        ) from error
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -58,6 +58,7 @@ def read_account(run_dir: Path) -> Account | None:
 def verify_lines(account: Account) -> Iterator[str]:
     """Yield what is wrong with a ledger, one sentence each: its chain, its versions, its units."""
     path, last, view, batching = account.path, 0, 0, None
+    steps: set[int] = set()  # since the last version that has a digest
     for number, (line, before) in enumerate(zip(account.lines, account.hashes, strict=False), 1):
         if line.get("prev") != before:
             yield f"{path}: line {number} does not follow from the one before: something was changed or taken out"
@@ -68,10 +69,16 @@ def verify_lines(account: Account) -> Iterator[str]:
                 if line["version"] != last:
                     yield f"{path}: line {number} goes on from version {line['version']}, after version {last}"
                 last = line["version"]
+                steps.clear()
             elif "event" not in line:
                 if line["version"] != last + 1:
                     yield f"{path}: line {number} is of version {line['version']}, after version {last}"
                 last = line["version"]
+                steps.add(line.get("step", last - 1))
+                if line["digest"] is not None:
+                    if steps != set(range(last - len(steps), last)):
+                        yield f"{path}: line {number}: the versions up to {last} are not of one step each"
+                    steps.clear()
                 if line["view"] < view:
                     yield f"{path}: line {number} is of view {line['view']}, after view {view}"
                 view = line["view"]
@@ -107,6 +114,13 @@ def credit(account: Account) -> dict[str, dict[str, float]]:
     return total
 
 
+def last_roles(account: Account) -> dict[str, Any] | None:
+    """Return who does what by the last line that tells (`hpcvol.elastic.roles.tree`); None where no line does."""
+    keys = ("members", "hosts", "groups", "shards", "computes")
+    told = [line for line in account.lines if "event" in line and {"members", "hosts"} <= line.keys()]
+    return {key: told[-1][key] for key in keys if key in told[-1]} if told else None
+
+
 def _parsed(line: bytes) -> Line:
     try:
         content = json.loads(line)
@@ -117,7 +131,7 @@ def _parsed(line: bytes) -> Line:
 
 def _faults_of_step(line: Line, batching: Batching) -> Iterator[str]:
     """Yield units of a version that nobody or more than one member is said to have computed, and wrong counts."""
-    counts = {span.index: span.count for span in batching.units(line["version"] - 1)}
+    counts = {span.index: span.count for span in batching.units(line.get("step", line["version"] - 1))}
     times: Counter[int] = Counter()
     for member, share in line["members"].items():
         units = from_ranges(share["units"])

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hpcvol.elastic.ledger import Ledger, ranges
+from hpcvol.torch.counted import CountedStep
 from hpcvol.torch.run import Run
 from hpcvol.torch.step import Step
 
@@ -21,8 +22,7 @@ def circumstances(ledger: Ledger, run: Run, dataset: str, numerics: Sequence[dic
         "resume" if run.step else "start",
         version=run.step,
         view=run.membership.view,
-        members=run.group.members,
-        hosts=run.group.hosts,
+        **run.roles(),
         dataset=dataset,
         samples=run.batching.num_samples,
         batch_size=run.batching.batch_size,
@@ -32,14 +32,15 @@ def circumstances(ledger: Ledger, run: Run, dataset: str, numerics: Sequence[dic
     )
 
 
-def commit(ledger: Ledger, step: Step, view: int, digest: str) -> None:
+def commit(ledger: Ledger, step: Step | CountedStep, number: int, view: int, digest: str | None) -> None:
     """Enter a step that took effect on all members.
 
     Args:
         ledger: of the run.
         step: it; over.
+        number: of the version that it made.
         view: of the members that agreed upon it.
-        digest: of the model after it.
+        digest: of the model after it; None where no member has that one, because others were applied meanwhile.
     """
     members = {
         str(share.member): {
@@ -49,4 +50,7 @@ def commit(ledger: Ledger, step: Step, view: int, digest: str) -> None:
         }
         for share in step.shares
     }
-    ledger.version(step.index + 1, view=view, digest=digest, members=members)
+    more = {}
+    if isinstance(step, CountedStep) and step.missed is not None:
+        more = {"step": step.index, "missed": step.missed}
+    ledger.version(number, view=view, digest=digest, members=members, **more)

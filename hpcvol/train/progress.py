@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from hpcvol.torch.counted import CountedStep
 from hpcvol.torch.evaluation import Evaluation
 from hpcvol.torch.step import Step
 
@@ -38,12 +39,12 @@ class Progress:
         """Mean loss over the last epoch as far as it went, None before the first step."""
         return self.loss_total / self.weight_total if self.weight_total else None
 
-    def count(self, step: Step) -> None:
+    def count(self, step: Step | CountedStep) -> None:
         """Take in a step."""
-        if step.epoch != self.epoch:
+        if step.epoch > self.epoch:
             self.epoch, self.loss_total, self.weight_total = step.epoch, 0.0, 0
         self.samples += step.num_samples
-        if step.weight:
+        if step.weight and step.epoch == self.epoch:  # a step of the epoch before may be late where none waits
             self.loss_total += step.loss * step.weight
             self.weight_total += step.weight
 

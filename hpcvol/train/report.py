@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hpcvol.train.files import finite, write_whole, writing
+from hpcvol.durable import writing
+from hpcvol.train.files import finite, write_whole
 
 Hook = Callable[[int, dict[str, Any]], None]
 _TORN = 1 << 62

@@ -1,7 +1,7 @@
 """Going on from a checkpoint that one member has: it reads, and all others get what it read over MPI."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from hpcvol.comm import Group, together
 from hpcvol.errors import CheckpointError
 from hpcvol.torch.run import Run
-from hpcvol.torch.staging import broadcast_tensor
+from hpcvol.torch.staging import spread
 from hpcvol.train import checkpoint
 from hpcvol.train.checkpoint import Checkpoints
 from hpcvol.train.checkpoint_files import MODEL, read_state
@@ -134,47 +134,3 @@ def start_from(run: Run, weights: Path) -> None:
         if run.group.rank == owner:
             checkpoint.load_weights(weights, run.model)
     run.broadcast_model(owner)
-
-
-@dataclass(frozen=True)
-class _Missing:
-    """Stands for a tensor that follows."""
-
-    shape: torch.Size
-    dtype: torch.dtype
-
-
-def spread(group: Group, tree: Any, root: int) -> Any:
-    """Return on all ranks the nested dicts, lists and tuples that rank `root` has, its tensors on the CPU. Collective.
-
-    Args:
-        group: the live ranks.
-        tree: what `root` has; its leaves are tensors, or small objects that pickle. Others' is not looked at.
-        root: the rank that has it.
-    """
-    tensors: list[torch.Tensor] = []
-
-    def take_out(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor):
-            return leaf
-        tensors.append(leaf.detach().cpu())
-        return _Missing(leaf.shape, leaf.dtype)
-
-    def receive(leaf: Any) -> Any:
-        if not isinstance(leaf, _Missing):
-            return leaf
-        tensor = next(own) if group.rank == root else torch.empty(leaf.shape, dtype=leaf.dtype)
-        broadcast_tensor(group, tensor, root)
-        return tensor
-
-    skeleton = group.broadcast_object(_map(tree, take_out) if group.rank == root else None, root)
-    own = iter(tensors)
-    return _map(skeleton, receive)
-
-
-def _map(tree: Any, change: Any) -> Any:
-    if isinstance(tree, Mapping):
-        return {key: _map(value, change) for key, value in tree.items()}
-    if isinstance(tree, (list, tuple)) and not isinstance(tree, torch.Size):
-        return type(tree)([_map(value, change) for value in tree])
-    return change(tree)

@@ -8,13 +8,14 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from hpcvol.durable import writing
 from hpcvol.elastic.ledger import LEDGER_NAME
 from hpcvol.errors import ConfigError
 from hpcvol.train.checkpoint_files import BEST, checkpoints_in
 from hpcvol.train.completion import SUMMARY_NAME, Completion
 from hpcvol.train.config import Config, differences, load_config, to_toml
 from hpcvol.train.cost_table import COLLECTIVES_NAME
-from hpcvol.train.files import write_whole, writing
+from hpcvol.train.files import write_whole
 
 CONFIG_NAME = "config.toml"
 METRICS_NAME = "metrics.jsonl"
@@ -34,6 +35,9 @@ _FREE = (
     "comm.",
     "data.cache",
     "elastic.",
+    "strategy.kind",
+    "strategy.replicas",
+    "strategy.servers",
     "train.log_every_steps",
     "train.on_metrics",
     "train.share_devices",

@@ -11,10 +11,10 @@ from hpcvol import tracing
 from hpcvol.comm import Group, shared, together
 from hpcvol.comm.clock import compare_clocks
 from hpcvol.comm.files import pass_file
+from hpcvol.durable import writing
 from hpcvol.errors import HpcvolError
 from hpcvol.train import trace_events, trace_file
 from hpcvol.train.aligned_clock import AlignedClock
-from hpcvol.train.files import writing
 from hpcvol.train.run_directory import TRACE_NAME
 
 logger = logging.getLogger("hpcvol")

@@ -21,12 +21,17 @@ from hpcvol.comm.failures import enumerate_names
 from hpcvol.comm.newcomer import Invitation, give_up, invitation
 from hpcvol.comm.reserve import Reserve, set_apart
 from hpcvol.comm.startup import go_on_with
+from hpcvol.durable import writing
 from hpcvol.elastic.dealing import Terms
 from hpcvol.elastic.ledger import LEDGER_NAME, Head, Ledger
 from hpcvol.elastic.refill import Refill
+from hpcvol.elastic.roles import drawn, tree
 from hpcvol.elastic.spares import Spares
 from hpcvol.elastic.views import Views
 from hpcvol.errors import CheckpointError, ConfigError, HpcvolError, ModelError
+from hpcvol.strategies.parameter_server import ParameterServer
+from hpcvol.strategies.supernodes import Supernodes
+from hpcvol.torch.counted import CountedStep
 from hpcvol.torch.device import choose_device, choose_threads, make_deterministic
 from hpcvol.torch.evaluation import Evaluation
 from hpcvol.torch.loader import Unit
@@ -34,13 +39,14 @@ from hpcvol.torch.numerics import agree_on_code, code_facts, numerics_class
 from hpcvol.torch.outputs import read_output
 from hpcvol.torch.run import Run, Settings
 from hpcvol.torch.samples import Samples
+from hpcvol.torch.staging import spread
 from hpcvol.torch.step import Step
 from hpcvol.train.cadence import Cadence
 from hpcvol.train.checkpoint import Checkpoints
-from hpcvol.train.completion import SUMMARY_NAME
+from hpcvol.train.completion import STOP, SUMMARY_NAME
 from hpcvol.train.config import Config, to_toml
 from hpcvol.train.cost_table import keep_costs, recall_costs
-from hpcvol.train.files import finite, write_whole, writing
+from hpcvol.train.files import finite, write_whole
 from hpcvol.train.ledger_lines import circumstances, commit
 from hpcvol.train.notices import Notice, exchange
 from hpcvol.train.optimizers import learning_rate_factor
@@ -49,12 +55,13 @@ from hpcvol.train.parts import build_model, build_optimizer, load_hook, user_fil
 from hpcvol.train.progress import Progress
 from hpcvol.train.recipe import recipe
 from hpcvol.train.report import Report, duration
-from hpcvol.train.resuming import Found, find_newest, foreign_to, load, receive_state, spread, start_from
+from hpcvol.train.resuming import Found, find_newest, foreign_to, load, receive_state, start_from
 from hpcvol.train.run_copies import RunCopies
 from hpcvol.train.run_data import open_data
 from hpcvol.train.run_directory import CHECKPOINTS_NAME, METRICS_NAME
 from hpcvol.train.same_numerics import check_numerics, distinct
 from hpcvol.train.saving import Saver
+from hpcvol.train.staleness import Staleness
 from hpcvol.train.state_digest import part_of_digest
 from hpcvol.train.stopping import StopRequest
 from hpcvol.train.summary import conclusion, summarise
@@ -64,6 +71,8 @@ logger = logging.getLogger("hpcvol")
 
 # How long a second Ctrl-C, which ends the run at once, waits for a checkpoint that is being written.
 _AT_ONCE_SECONDS = 2.0
+# Between meetings of members that do not wait for each other: what all remember of the ledger has to suffice.
+_MOST_STEPS = 1000
 
 
 class Trainer:
@@ -106,6 +115,7 @@ class Trainer:
         self._progress = Progress()
         self._ledger_head = Head()
         self._pace = Pace()
+        self._staleness = Staleness()
         self._group = self._everybody = start_mpi() if group is None else group
         if config.elastic.spares:
             self._set_spares_apart(config.elastic.spares)
@@ -224,6 +234,8 @@ class Trainer:
             config.strategy.codec,
             config.elastic.verify_share,
             Terms(config.elastic.dealing, config.elastic.priorities, config.elastic.limits),
+            _servers(config),
+            _supernodes(config),
         )
         self.run = Run(model, optimizer, self._data.train, settings, group, device)
         if train.patience is not None and self._data.val is None:
@@ -348,7 +360,7 @@ class Trainer:
                 "changes": self._changes_told,
                 "slow": run.slow,
                 "residuals": self._residuals[0],
-                "norms": (run.lost_residuals, run.residual_norms),
+                "norms": (run.residuals.lost, run.residuals.norms),
             }
         theirs = group.broadcast_object(ours)
         if self._invited is not None:
@@ -362,7 +374,7 @@ class Trainer:
             self._changes_told = theirs["changes"]
             run.slow = theirs["slow"]
             self._residuals = theirs["residuals"], {}
-            run.lost_residuals, run.residual_norms = theirs["norms"]
+            run.residuals.lost, run.residuals.norms = theirs["norms"]
 
     def abandon(self) -> None:
         """As `hpcvol.elastic.membership.Part`."""
@@ -427,10 +439,10 @@ class Trainer:
         residuals = load(self.run, found)
         with together(self._group, f"going on from {found.name}"):
             self.run.load_state(state["run"])
-            if not self.run.load_residuals(residuals) and self._group.rank == 0:
+            if not self.run.residuals.load(residuals, self.run.step) and self._group.rank == 0:
                 logger.warning(
-                    'strategy.codec = "%s" keeps nothing from step to step: what members had not sent of their '
-                    "gradients when %s was written is left out",
+                    'strategy.codec = "%s" does not keep all that the codec kept with which %s was written: that is '
+                    "left out",
                     self._config.strategy.codec,
                     found.name,
                 )
@@ -456,6 +468,10 @@ class Trainer:
             f"{self._total} steps; {parameters} parameters on {run.device}, {threads} "
             f"{'thread' if threads == 1 else 'threads'} a member, {run.settings.sum} sum"
         )
+        roles = run.roles()
+        if len(roles) > 2 or len(set(run.group.hosts)) > 1:  # else all do the same, on one host
+            for line in drawn(tree(roles)):
+                self._report.say(line)
         if resumed is not None:
             self._report.say(f"going on from {resumed.name} at step {run.step}")
 
@@ -463,46 +479,100 @@ class Trainer:
         """Run the steps that are left. False: asked to stop."""
         if self._exhausted():
             return True
-        for step in self.run.steps(self._total):
-            self._set_learning_rate(step.index)
-            for unit in step:
-                try:
-                    output = read_output(self._forward(unit))
-                    step.backward(output.loss, output.weight, output.metrics)
-                except Exception as error:
-                    step.fail(error)  # one error for all members, rather than one from each
-                if stop.ends_alone and self.run.membership.survives:
-                    self.run.leave()
-            for chooses in self.run.strategy.automatic:
-                while chooses.notes:
-                    self._report.say(chooses.notes.pop(0))
+        apart = self.run.meets_seldom
+        if self.run.asynchronous is not None:
+            self.run.asynchronous.store.idle = partial(self._look_around, stop)
+        while self.run.step < self._total:
+            for step in self.run.steps(self._next_meeting() if apart else self._total):
+                self._compute(step, stop)
+                if apart:
+                    self._progress_alone(step, stop)
+                elif (ended := self._after([step], stop)) is not None:
+                    return ended
+            if apart and (ended := self._after(self.run.counted, stop)) is not None:
+                return ended
+        return True
+
+    def _compute(self, step: Step, stop: StopRequest) -> None:
+        """Compute a step."""
+        self._set_learning_rate(step.index)
+        for unit in step:
+            try:
+                output = read_output(self._forward(unit))
+                step.backward(output.loss, output.weight, output.metrics)
+            except Exception as error:
+                step.fail(error)  # one error for all members, rather than one from each
+            self._leave_if_asked(stop)
+        self._leave_if_asked(stop)  # servers have no units
+
+    def _leave_if_asked(self, stop: StopRequest) -> None:
+        membership = self.run.membership
+        if stop.ends_alone and membership.survives and not membership.leaves:
+            self.run.leave()
+
+    def _next_meeting(self) -> int:
+        """Return after which step members are together next, where they seldom are."""
+        every = [self._config.checkpoint.every_steps]
+        if self.run.rounds is not None:
+            every.append(self._config.strategy.between.period)
+        if self._data.val is not None:
+            every.append(self._config.train.validate_every_steps or self.run.batching.steps_per_epoch)
+        steps = [one for one in every if isinstance(one, int) and one > 0]
+        return min(
+            [self._total, self.run.step + _MOST_STEPS, *(self.run.step + one - self.run.step % one for one in steps)]
+        )
+
+    def _progress_alone(self, step: Step, stop: StopRequest) -> None:
+        """Tell of a step of this member's, and have all meet where that is due. Local."""
+        self._look_around(stop)
+        self._report.progress(f"step {step.index + 1}/{self._total}  loss {step.loss:.4f}", stays=False)
+
+    def _look_around(self, stop: StopRequest) -> None:
+        """Have all meet where that is due. Local; also while this member waits."""
+        self._leave_if_asked(stop)
+        due = self.run.is_first and self._cadence.can_wait and self._cadence.due(self.run.step)
+        if stop.requested or stop.ends or due:
+            self.run.meet()
+
+    def _after(self, steps: Sequence[Step | CountedStep], stop: StopRequest) -> bool | None:
+        """Do what follows steps that took effect: tell of them, validate, make checkpoints. Collective.
+
+        Returns:
+            False: asked to stop; True: training has ended early; None: it goes on.
+        """
+        for chooses in self.run.strategy.automatic:
+            while chooses.notes:
+                self._report.say(chooses.notes.pop(0))
+        self._tell_changes()
+        view = self.run.membership.view
+        first = self.run.step - len(steps) + 1
+        for number, step in enumerate(steps, first):
             self._progress.count(step)
             self._pace.count(step.shares)
-            self._tell_changes()
-            view = self.run.membership.view
-            self._log(step)
-            best = self._validation_is_due() and self._validate()
-            compare = self._trace is not None and self._trace.wants_clocks_compared
-            notices, digest = self._exchange(stop, compare)
-            with tracing.span("ledger"):
-                commit(self._ledger, step, view, digest)
-            self._tell_changes()
-            if self._trace is not None and notices & Notice.CLOCKS:
-                self.run.membership.attempt(self._trace.compare_clocks)
-            if news := self._saver.news():
-                self._report.say(news)
-            if best or notices & (Notice.STOP | Notice.DUE):
-                self._gather_residuals()
-            if notices & Notice.STOP:
-                self._save(best=best)
-                self._wait_for_checkpoint(best=best)
-                self._report.say(f"stopped on request after step {self.run.step}, with a checkpoint")
-                return False
-            if best or notices & Notice.DUE:
-                self._save(best=best)
-            if self._exhausted():
-                break
-        return True
+            self._log(step, number)
+        best = self._validation_is_due() and self._validate()
+        compare = self._trace is not None and self._trace.wants_clocks_compared
+        notices, digest = self._exchange(stop, compare)
+        with tracing.span("ledger"):
+            for number, step in enumerate(steps, first):
+                commit(self._ledger, step, number, view, digest if number == self.run.step else None)
+        self._tell_changes()
+        if self._trace is not None and notices & Notice.CLOCKS:
+            self.run.membership.attempt(self._trace.compare_clocks)
+        if news := self._saver.news():
+            self._report.say(news)
+        if best or notices & (Notice.STOP | Notice.DUE):
+            self._gather_state()
+        if notices & Notice.STOP:
+            self._save(best=best)
+            self._wait_for_checkpoint(best=best)
+            self._ledger.event(STOP, version=self.run.step)
+            self._ledger.sync()
+            self._report.say(f"stopped on request after step {self.run.step}, with a checkpoint")
+            return False
+        if best or notices & Notice.DUE:
+            self._save(best=best)
+        return True if self._exhausted() else None
 
     def _exchange(self, stop: StopRequest, compare_clocks: bool) -> tuple[Notice, str]:
         membership, group, ends = self.run.membership, self._group, stop.ends
@@ -527,7 +597,7 @@ class Trainer:
     def _tell_changes(self) -> None:
         """Enter into the ledger who has died, left, joined, been expelled or found slow since the last call. Local."""
         membership, told = self.run.membership, self._changes_told
-        now = {"view": membership.view, "members": self._group.members, "hosts": self._group.hosts}
+        now = {"view": membership.view, **self.run.roles()}
         changes = (
             ("expelled", membership.expelled),
             ("death", membership.lost),
@@ -541,9 +611,9 @@ class Trainer:
         for name, times in self.run.slow[told.get("slow", 0) :]:
             self._ledger.event("slow", who=[name], times=round(times, 1))
         told["slow"] = len(self.run.slow)
-        for member, norm in self.run.lost_residuals[told.get("residual", 0) :]:
+        for member, norm in self.run.residuals.lost[told.get("residual", 0) :]:
             self._ledger.event("residual lost", who=[f"member {member}"], norm=norm)
-        told["residual"] = len(self.run.lost_residuals)
+        told["residual"] = len(self.run.residuals.lost)
 
     def _forward(self, unit: Unit) -> Any:
         bf16 = self._config.train.precision == "bf16"
@@ -554,8 +624,10 @@ class Trainer:
         for parameters, base in zip(self.run.optimizer.param_groups, self._base_rates, strict=True):
             parameters["lr"] = base * self._factor(step)
 
-    def _log(self, step: Step) -> None:
-        done, rate = step.index + 1, self._samples_per_second()
+    def _log(self, step: Step | CountedStep, done: int) -> None:
+        rate = self._samples_per_second()
+        if isinstance(step, CountedStep) and step.missed is not None:
+            self._staleness.count(step)
         due = done % self._config.train.log_every_steps == 0 or done == self._total
         if due:
             self.run.membership.check_view()
@@ -563,14 +635,19 @@ class Trainer:
                 "epoch": step.epoch,
                 "loss": step.loss,
                 "gradient_norm": step.gradient_norm,
-                "learning_rate": float(self.run.optimizer.param_groups[0]["lr"]),
+                "learning_rate": self._base_rates[0] * self._factor(step.index),
                 "samples_per_second": rate,
                 "members": self._pace.take(),
             }
+            if self.run.asynchronous is not None:
+                ours["staleness"] = self._staleness.take()
             if chooses := self.run.strategy.automatic:
                 ours["codec"] = "+".join(dict.fromkeys(one.chosen for one in chooses))
+                ours["codec_seconds"] = max(
+                    (one.expected_seconds for one in chooses if one.expected_seconds), default=None
+                )
             # A model's metric of the same name does not replace ours, which keep their place in the line.
-            self._report.metrics(done, ours | step.metrics | ours)
+            self._report.metrics(done, ours | dict(step.metrics) | ours)
         left = (self._total - done) * self._config.train.batch_size / rate
         self._report.progress(
             f"step {done}/{self._total}  loss {step.loss:.4f}  {rate:.1f} samples/s  {duration(left)} left  "
@@ -629,17 +706,31 @@ class Trainer:
         self._ledger.sync()
         self._saver.save(self.run.step, self.run.model, self.run.optimizer, self._residuals[1], state, best=best)
 
+    def _gather_state(self) -> None:
+        """Have for a checkpoint what members hold apart, also where it is written again. Collective."""
+        while True:
+            keeps = self._copies.keeps
+            self.run.gather_optimizer(here=keeps)
+            self._gather_residuals()
+            # Who has come to keep checkpoints meanwhile has nothing yet.
+            if not self.run.membership.attempt(partial(self._keepers_changed, keeps)):
+                return
+
+    def _keepers_changed(self, keeps: bool) -> bool:
+        return self._group.any(keeps != self._copies.keeps)
+
     def _gather_residuals(self) -> None:
-        """Have the residuals of the present step for a checkpoint, also where it is written again. Collective."""
         if self._residuals[0] != self.run.step:
-            self._residuals = self.run.step, self.run.membership.attempt(self.run.residuals)
+            self._residuals = self.run.step, self.run.membership.attempt(self.run.residuals.gathered)
 
     def _wait_for_checkpoint(self, *, best: bool) -> None:
         """Wait until the checkpoint of the present step is written. Collective."""
 
         def wait() -> None:
-            if self._saver.step != self.run.step:  # the member that was writing it has died
-                self._save(best=best)
+            if self._group.any(self._saver.step != self.run.step):  # a member that was writing it has died
+                self._gather_state()
+                if self._saver.step != self.run.step:
+                    self._save(best=best)
             with together(self._group, "writing a checkpoint"):
                 self._saver.wait()
 
@@ -651,7 +742,7 @@ class Trainer:
     def _finish(self) -> None:
         """Test, write the last checkpoint and, last, the summary. Collective."""
         best = self._data.val is not None and self._progress.validated_step != self.run.step and self._validate()
-        self._gather_residuals()
+        self._gather_state()
         if best or self._saver.step != self.run.step:
             self._save(best=best)
         self._wait_for_checkpoint(best=best)
@@ -676,6 +767,20 @@ class Trainer:
             member, times = slow
             who = self._group.name_of(self._group.members.index(member))
             self._report.say(f"{who} took {times:.1f} times as long for a sample as the median member")
+
+
+def _servers(config: Config) -> ParameterServer | None:
+    strategy = config.strategy
+    if strategy.kind == "all_reduce":
+        return None
+    return ParameterServer(strategy.servers, strategy.replicas, strategy.max_staleness, strategy.rate_by_staleness)
+
+
+def _supernodes(config: Config) -> Supernodes | None:
+    strategy = config.strategy
+    if strategy.groups == "none":
+        return None
+    return Supernodes(strategy.groups, strategy.between.period, strategy.between.codec)
 
 
 def _handler() -> logging.Handler:

@@ -13,7 +13,16 @@ import torch
 from hpcvol.elastic.ledger import LEDGER_NAME
 from hpcvol.errors import HpcvolError
 from hpcvol.train.checkpoint import load_weights
-from hpcvol.train.checkpoint_files import BEST, MODEL, OPTIMIZER, STATE, checkpoints_in, digest_of, read_state
+from hpcvol.train.checkpoint_files import (
+    BEST,
+    MODEL,
+    OPTIMIZER,
+    RESIDUALS,
+    STATE,
+    checkpoints_in,
+    digest_of,
+    read_state,
+)
 from hpcvol.train.completion import SUMMARY_NAME
 from hpcvol.train.config import Config, load_config
 from hpcvol.train.ledger_account import Account, read_account, verify_lines
@@ -124,7 +133,7 @@ def _verify_file(path: Path, nbytes: int, digest: str) -> Iterator[str]:
 
 def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the tensors of one of a checkpoint's files, by name."""
-    if path.name == MODEL:
+    if path.name in (MODEL, RESIDUALS):
         with safetensors.safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118  (it is no mapping)
                 yield name, file.get_tensor(name)

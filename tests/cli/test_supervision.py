@@ -11,16 +11,20 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO
 
 import psutil
 import pytest
 
 SUPERVISOR = """
-import sys
+import os, sys
 from hpcvol import environment
+from hpcvol.cli import supervision
 from hpcvol.cli.supervision import supervise
-print(supervise([sys.executable, "-c", *sys.argv[1:]], environment.snapshot()), flush=True)
+supervision._ENDED_SECONDS = 1.0
+ended = lambda: os.path.exists("ended")
+print(supervise([sys.executable, "-c", *sys.argv[1:]], environment.snapshot(), ended), flush=True)
 """
 
 RANK = """
@@ -39,6 +43,7 @@ signal.signal(signal.SIGUSR1, on_usr1)
 signal.signal(signal.SIGINT, lambda *_: print("launcher got INT", flush=True))
 subprocess.Popen([sys.executable, "-c", sys.argv[1]], process_group=0) if sys.argv[2] == "goes on" else None
 subprocess.Popen(["sleep", "3"]) if sys.argv[2] == "misses an end" else None
+subprocess.Popen(["sleep", "100"]) if sys.argv[2] == "lost a host" else None
 print("launcher", os.getsid(0) == os.getpid(), flush=True)
 while True: signal.pause()
 """
@@ -125,3 +130,15 @@ def test_a_launcher_that_misses_the_end_of_its_ranks_is_ended() -> None:
     """As Open MPI's does now and then; here the rank stays a zombie."""
     with supervised("misses an end") as process:
         assert until(process.stdout, "Ending") == f"(status={-signal.SIGKILL}, stopped=False, outlived=True)"
+
+
+def test_a_launcher_that_waits_for_a_lost_host_is_ended_when_the_run_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with supervised("lost a host") as process:
+        assert until(process.stdout, "launcher ") == "True"
+        process.send_signal(signal.SIGUSR1)
+        assert until(process.stdout, "launcher got ") == "USR1"
+        (tmp_path / "ended").touch()
+        assert until(process.stdout, "Ending") == f"(status={-signal.SIGTERM}, stopped=True, outlived=True)"

@@ -127,6 +127,8 @@ def test_ctrl_c_checkpoints_and_the_same_command_goes_on(run_program: RunProgram
     steps = [int(path.name.removeprefix("step-")) for path in (run_dir / "checkpoints").glob("step-*")]
     assert len(steps) >= 1, seen
     last = max(steps)
+    before = json.loads((run_dir / "ledger.jsonl").read_text().splitlines()[-1])
+    assert (before["event"], before["version"]) == ("stop", last)
     more = ["--set", f"train.steps={last + 3}", "--set", "optimizer.schedule=constant"]
     done = run_program([*HPCVOL, "train", str(job), *more], seconds=LIMIT)
     assert done.returncode == 0, done.stderr

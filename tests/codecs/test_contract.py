@@ -1,6 +1,7 @@
 """What every codec promises, for each of them: nothing is lost, payloads are as long as said, input is left alone."""
 
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpcvol.codecs import Cast, Codec, LowRank, Quantise, Seeds, Sparsify, parse
+from hpcvol.codecs import Cast, Codec, LowRank, Momentum, Quantise, Seeds, Sparsify, parse
 from hpcvol.errors import ConfigError
 
 pytestmark = pytest.mark.without_mpi
@@ -134,7 +135,7 @@ def test_unbiased_codecs_are_unbiased(name: str) -> None:
     codec, x = codec_of(name), gradient(512, np.float64)
     if isinstance(codec, Sparsify):
         codec = Sparsify(codec.select, codec.amount, feedback=False)
-    assert not codec.has_feedback
+    assert not codec.residual_rows
     draws = np.array(
         [decoded(codec, encoded(codec, x, None, s), x, s) for s in (Seeds.of(1, step, 0) for step in range(2000))]
     )
@@ -217,7 +218,7 @@ def test_a_damaged_payload_is_refused_or_decoded_within_the_vector(name: str, cu
         ("int8+topk:0.1", "nothing else goes together"),
         ("topk:0.1+topk:0.1", "nothing else goes together"),
         ("powersgd:2+int8", "nothing else goes together"),
-        ("topk:0.1+int8+int8", "no codec is called"),
+        ("topk:0.1+int8+int8", "nothing else goes together"),
         ("", "no codec is called ''"),
         ("int8:4", "no codec is called 'int8:4'"),
         ("topk:nan", "no codec is called"),
@@ -236,5 +237,72 @@ def test_names_are_presets_of_four_families() -> None:
     assert parse("int8") == Quantise("int8")
     assert parse("qsgd:3") == Quantise("qsgd", levels=3)
     assert parse("topk:0.01+int8") == Sparsify("topk", 0.01, Quantise("int8"))
+    assert parse("topk:0.01+dgc") == Momentum(Sparsify("topk", 0.01))
+    assert parse("topk:0.01+int8+dgc:20") == Momentum(Sparsify("topk", 0.01, Quantise("int8")), warm_up_steps=20)
     assert parse("powersgd:4") == LowRank(4)
     assert parse("powersgd:4+bf16") == LowRank(4, Cast("bfloat16"))
+
+
+@by_dtype
+@pytest.mark.parametrize("values", [None, Quantise("int8")], ids=str)
+def test_momentum_is_that_of_the_paper(values: Quantise | None, dtype: Any) -> None:
+    """Algorithm 1 of Deep Gradient Compression, but for its clipping, written plainly beside it."""
+    numel, codec = 1000, Momentum(Sparsify("topk", 0.01, values), momentum=0.7, warm_up_steps=4)
+    residual = np.zeros(2 * numel, dtype)
+    velocity, unsent = np.zeros(numel), np.zeros(numel)
+    for step, count in enumerate([250, 112, 50, 22, 10, 10]):  # a quarter, and each time 25^(1/4) times less
+        x, seeds = gradient(numel, dtype, step), Seeds.of(3, step, 1)
+        velocity = 0.7 * velocity + x
+        unsent += velocity
+        largest = np.argsort(np.abs(unsent))[-count:]
+        payload = encoded(codec, x, residual, seeds)
+        indices, found = codec.decode(payload, seeds, numel, dtype)
+        assert set(indices.tolist()) == set(largest.tolist())
+        np.testing.assert_allclose(found, unsent[indices], rtol=1e-5, atol=0 if values is None else 0.2)
+        np.testing.assert_array_equal(decoded(codec, payload, x, seeds)[indices], found)
+        velocity[largest] = 0
+        unsent[indices] -= found
+        np.testing.assert_allclose(residual, np.concatenate([unsent, velocity]), rtol=1e-4, atol=1e-5)
+
+
+def test_momentum_of_all_that_there_is_is_that_of_sgd() -> None:
+    codec = Momentum(Sparsify("topk", 0.01))
+    residual, velocity = np.concatenate([np.ones(50), np.zeros(50)]), np.zeros(50)
+    for step in range(5):
+        x = gradient(50, np.float64, step)
+        velocity = 0.9 * velocity + x
+        codec.add_all(x, residual)
+        np.testing.assert_allclose(x, velocity + (step == 0))  # once what was not sent before
+    np.testing.assert_allclose(residual, np.concatenate([np.zeros(50), velocity]))
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("randomk:0.1+dgc", "expected topk or threshold"),
+        ("threshold:0.1+dgc:5", "only topk has a share"),
+        ("topk:0.1+dgc:-1", "expected at least 0"),
+        ("topk:0.1+dgc:some", "dgc takes the steps of its warm-up"),
+        ("topk:0.1+dgc+int8", "nothing else goes together"),
+        ("topk:0.1+dgc+dgc", "nothing else goes together"),
+        ("int8+dgc", "no codec is called 'dgc'"),
+    ],
+)
+def test_what_momentum_cannot_be_of_is_refused(text: str, part: str) -> None:
+    with pytest.raises(ConfigError, match=part):
+        parse(text)
+
+
+@dataclass(frozen=True)
+class TwoRows(Quantise):
+    residual_rows = 2
+
+
+@pytest.mark.parametrize(
+    ("codec", "part"),
+    [(5, "it lacks residual_rows"), (None, "it lacks"), (Quantise, "an instance"), (TwoRows("int8"), "0 or 1")],
+)
+def test_what_is_given_and_is_no_codec_is_refused(codec: Any, part: str) -> None:
+    with pytest.raises(ConfigError, match=part):
+        parse(codec)
+    assert parse(Quantise("int8")) == Quantise("int8")

@@ -56,6 +56,9 @@ def shared_path(group: Group, tmp_path: Path) -> Iterator[Path]:
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", f"limit_seconds(n): a hang is called so after n seconds, not {LIMIT_SECONDS:g}")
+    config.addinivalue_line(
+        "markers", "again_on_ranks: in a run of one process, what four ranks run too (set by itself)"
+    )
     world = start() if under_launcher() else None
     rank, size = (0, 1) if world is None else (world.rank, world.size)
     run_id = os.getpid() if world is None else world.broadcast_object(os.getpid())
@@ -86,6 +89,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "group" in getattr(item, "fixturenames", ()) and (launched or _num_ranks(item) > 1):
             item.add_marker("mpi")
+        if "group" in getattr(item, "fixturenames", ()) and not launched:
+            item.add_marker("again_on_ranks")
     if not launched:
         return
     ours = [item for item in items if item.get_closest_marker("mpi") and not item.get_closest_marker("mpi_skip")]

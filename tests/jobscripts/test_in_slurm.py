@@ -110,7 +110,7 @@ def time_limit(project: SlurmProject) -> None:
 # What a Slurm with accounts answers; this one keeps none, and tells nobody the signal that a job asked for.
 SACCT = """#!/bin/bash
 [ "$*" = "-X -n -P -j $SLURM_JOB_ID -o SubmitLine" ] || exit 1
-echo "sbatch --time 30 --time-min=20 --signal=B:USR1@77 --job-name=my run -d singleton train.sbatch job.toml"
+echo "sbatch --time 30 --time-min=20 --signal=B:USR1@77 --job-name=my run --no-kill -d singleton train.sbatch job.toml"
 """
 SBATCH = """#!/bin/bash
 printf '%s\\n' "$@" >>submitted
@@ -156,7 +156,7 @@ def requeue_forbidden(project: SlurmProject) -> None:
         assert line in told
     submitted = (project.folder / "submitted").read_text().splitlines()
     assert [word for word in submitted if word.startswith("--time=")][-1] == "--time=30"
-    assert "--signal=B:USR1@77" in submitted
+    assert {"--signal=B:USR1@77", "--no-kill"} <= set(submitted)
     assert f"--dependency=afterany:{job},singleton" in submitted
     assert_whole(project, new[1], restarts=0)
     assert len(resumed_at(project, new[1])) == 1

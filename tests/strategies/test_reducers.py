@@ -14,6 +14,7 @@ from hpcvol.kernels import fixed_point
 from hpcvol.strategies.allreduce import AllReduce
 from hpcvol.strategies.exact_reducers import ExactBetween, NodeExact, PlainExact
 from hpcvol.strategies.float_reducers import FloatsBetween, NodeFloats, PlainFloats
+from hpcvol.strategies.layout import Layout
 from hpcvol.strategies.memory import Memory
 from hpcvol.strategies.reducer import Blocks
 
@@ -21,6 +22,9 @@ LAYOUTS = [[0, 0, 1, 1], [0, 1, 1, 1], [0, 1, 0, 1], [0, 1, 2, 3]]
 WAYS = ["node", "no memory", "ring", *map(str, LAYOUTS)]
 BUCKETS = [(0, 1040), (1040, 1056), (1056, 40_000), (40_000, 40_016)]
 NUMEL = BUCKETS[-1][1]
+STARTS, STOPS = zip(*BUCKETS, strict=True)
+NUMELS = tuple(stop - start for start, stop in BUCKETS)
+LAYOUT = Layout(STARTS, NUMELS, NUMEL, tuple(BUCKETS), tuple(range(len(BUCKETS))))
 
 
 @contextmanager
@@ -54,7 +58,7 @@ def floats(rank: int, step: int, dtype: Any) -> Any:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_floats_are_summed_and_divided(group: Group, way: str, dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with strategy_of(group, way, monkeypatch) as (strategy, kind, _):
-        reducer = strategy.floats(BUCKETS, Memory(NUMEL, np.dtype(dtype)))
+        reducer = strategy.floats(LAYOUT, Memory(NUMEL, np.dtype(dtype)))
         assert isinstance(reducer, kind)
         place = reducer.vector.ctypes.data
         assert place % 64 == 0 or kind is PlainFloats
@@ -74,7 +78,7 @@ def test_floats_are_summed_and_divided(group: Group, way: str, dtype: Any, monke
 @pytest.mark.parametrize("way", WAYS)
 def test_all_ranks_have_the_same_bits_every_time(group: Group, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with strategy_of(group, way, monkeypatch) as (strategy, _, _):
-        reducer = strategy.floats(BUCKETS, Memory(NUMEL, np.dtype(np.float32)))
+        reducer = strategy.floats(LAYOUT, Memory(NUMEL, np.dtype(np.float32)))
         digests = set()
         for _ in range(2):
             reducer.vector[:] = np.random.default_rng(group.rank).standard_normal(NUMEL)
@@ -107,7 +111,7 @@ def test_integers_are_summed_and_read_as_means(
 ) -> None:
     assert len(BLOCKS.starts) == len(BLOCKS.numels) == len(BLOCKS.scales)
     with strategy_of(group, way, monkeypatch) as (strategy, _, kind):
-        reducer = strategy.exact(BUCKETS, Memory(NUMEL, np.dtype(np.int64)), Memory(NUMEL, np.dtype(dtype)))
+        reducer = strategy.exact(LAYOUT, Memory(NUMEL, np.dtype(np.int64)), Memory(NUMEL, np.dtype(dtype)))
         assert isinstance(reducer, kind)
         for step in range(4):
             mine = totals_of(group.rank, step)

@@ -9,10 +9,12 @@ from hpcvol.comm import Group
 from hpcvol.errors import ConfigError
 from hpcvol.strategies.allreduce import AllReduce
 from hpcvol.strategies.combinations import parse
+from hpcvol.strategies.layout import Layout
 from hpcvol.strategies.memory import Memory
 
 BUCKETS = [(0, 1040), (1040, 2003)]
 NUMEL = BUCKETS[-1][1]
+LAYOUT = Layout((0, 1040), (1040, 963), NUMEL, tuple(BUCKETS), (0, 1))
 
 
 def mean_gradient(rank: int, dtype: Any) -> Any:
@@ -26,9 +28,9 @@ def test_slices_are_combined_as_whole_vectors_are(group: Group, text: str, dtype
     assert combination is not None
     if group.size < combination.least_members:
         with pytest.raises(ConfigError, match="needs the gradients of 3 members"):
-            AllReduce(group, combination=combination).floats(BUCKETS, Memory(NUMEL, np.dtype(dtype)))
+            AllReduce(group, combination=combination).floats(LAYOUT, Memory(NUMEL, np.dtype(dtype)))
         return
-    reducer = AllReduce(group, combination=combination).floats(BUCKETS, Memory(NUMEL, np.dtype(dtype)))
+    reducer = AllReduce(group, combination=combination).floats(LAYOUT, Memory(NUMEL, np.dtype(dtype)))
     place = reducer.vector.ctypes.data
     stack = np.array([mean_gradient(rank, dtype) for rank in range(group.size)])
     wanted = combination.combine(stack, lambda _: None)
@@ -45,7 +47,7 @@ def test_slices_are_combined_as_whole_vectors_are(group: Group, text: str, dtype
 
 def test_who_had_no_samples_does_not_count(group: Group) -> None:
     reducer = (
-        AllReduce(group, combination=parse("median")).floats(BUCKETS, Memory(NUMEL, np.dtype(np.float32)))
+        AllReduce(group, combination=parse("median")).floats(LAYOUT, Memory(NUMEL, np.dtype(np.float32)))
         if group.size == 4
         else None
     )

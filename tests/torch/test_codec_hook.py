@@ -62,6 +62,35 @@ def test_nothing_is_lost_and_all_ranks_have_the_same(gloo: Group, codec: str, dt
     assert summed + sum(gloo.gather_objects(kept)) == pytest.approx(wanted, abs=tolerance, rel=tolerance)
 
 
+@pytest.mark.limit_seconds(240)
+def test_momentum_goes_along_when_buckets_are_made_anew(gloo: Group) -> None:
+    """All that was sent and kept is what momentum has made of all gradients, by parameter."""
+    replicated = DistributedDataParallel(model_of(torch.float64), bucket_cap_mb=0.001)
+    state, hook = hpcvol.codec_hook("topk:0.1+dgc:2")
+    replicated.register_comm_hook(state, hook)
+    parameters = list(replicated.parameters())
+    sent = [np.zeros(parameter.numel()) for parameter in parameters]
+    velocities, unsent = [one.copy() for one in sent], [one.copy() for one in sent]
+    for step in range(STEPS):
+        gradients(replicated, batch_of(gloo.rank, step, torch.float64))
+        plain = model_of(torch.float64)
+        gradients(plain, batch_of(gloo.rank, step, torch.float64))
+        for place, (parameter, alone) in enumerate(zip(parameters, plain.parameters(), strict=True)):
+            kept, velocity = state.residuals[id(parameter)]
+            velocities[place] = 0.9 * velocities[place] + alone.grad.numpy().ravel() / gloo.size
+            unsent[place] += velocities[place]
+            selected = (velocity == 0) & (velocities[place] != 0)
+            velocities[place][selected] = 0
+            np.testing.assert_allclose(velocity, velocities[place], atol=1e-15)
+            sent[place] += parameter.grad.numpy().ravel()
+            unsent[place][selected] = 0
+            np.testing.assert_allclose(kept, unsent[place], atol=1e-15)
+            if gloo.size > 1:
+                assert 0 < selected.sum() < selected.size or selected.size < 100
+    assert len(state._buckets) > 1
+    assert any(one.any() for one in unsent)
+
+
 def test_what_is_no_codec_is_refused() -> None:
     with pytest.raises(ConfigError, match="no codec is called 'int9'"):
         hpcvol.codec_hook("int9")

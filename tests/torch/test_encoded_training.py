@@ -19,7 +19,7 @@ from hpcvol.torch.float_sum import FloatGradients
 from hpcvol.torch.run import Settings
 
 STEPS = 8
-CODECS = ["bf16", "int8", "topk:0.3+int8", "randomk:0.5", "powersgd:2", "ternary"]
+CODECS = ["bf16", "int8", "topk:0.3+int8", "topk:0.3+dgc:4", "randomk:0.5", "powersgd:2", "ternary"]
 
 
 def last_loss(group: Group, codec: str) -> float:
@@ -67,7 +67,7 @@ def take_steps(feedback: Feedback, value: float) -> None:
 
 
 def test_a_step_that_is_not_committed_changes_nothing(group: Group) -> None:
-    feedback = Feedback(10, np.dtype(np.float32), keeps=True)
+    feedback = Feedback(10, np.dtype(np.float32), rows=1)
     feedback.place(group, slice(0, 10), 0, owns=group.rank == 0)
     take_steps(feedback, 1.0)
     residual, _ = feedback.begin()
@@ -81,7 +81,7 @@ def test_a_step_that_is_not_committed_changes_nothing(group: Group) -> None:
 
 
 def test_the_sum_stays_when_slices_are_cut_anew(group: Group) -> None:
-    feedback = Feedback(12, np.dtype(np.float64), keeps=True)
+    feedback = Feedback(12, np.dtype(np.float64), rows=1)
     half = slice(0, 6) if group.rank % 2 == 0 else slice(6, 12)
     feedback.place(group, half, 0, owns=group.rank < 2)
     take_steps(feedback, 1.0 + group.rank)
@@ -93,7 +93,7 @@ def test_the_sum_stays_when_slices_are_cut_anew(group: Group) -> None:
 
 
 def test_a_death_while_some_have_taken_up_their_new_slices_counts_nothing_twice(group: Group) -> None:
-    feedback = Feedback(12, np.dtype(np.float64), keeps=True)
+    feedback = Feedback(12, np.dtype(np.float64), rows=1)
     half = slice(0, 6) if group.rank % 2 == 0 else slice(6, 12)
     feedback.place(group, half, 0, owns=group.rank < 2)
     take_steps(feedback, 1.0 + group.rank)
@@ -108,7 +108,7 @@ def test_a_death_while_some_have_taken_up_their_new_slices_counts_nothing_twice(
 def test_who_leaves_hands_its_residual_over(group: Group) -> None:
     if group.size == 1:
         pytest.skip("nobody to hand it to")
-    feedback = Feedback(8, np.dtype(np.float64), keeps=True)
+    feedback = Feedback(8, np.dtype(np.float64), rows=1)
     feedback.place(group, slice(0, 8), 0, owns=group.rank == 0)
     take_steps(feedback, 1.0 + group.rank)
     before, last = kept(feedback, group), group.size - 1
@@ -122,7 +122,7 @@ def test_who_leaves_hands_its_residual_over(group: Group) -> None:
 
 
 def test_who_stays_after_all_is_inherited_from_by_nobody(group: Group) -> None:
-    feedback = Feedback(8, np.dtype(np.float64), keeps=True)
+    feedback = Feedback(8, np.dtype(np.float64), rows=1)
     feedback.place(group, slice(0, 8), 0, owns=group.rank == 0)
     take_steps(feedback, 1.0 + group.rank)
     before = kept(feedback, group)
@@ -153,7 +153,7 @@ def test_what_is_left_of_a_parameter_that_a_step_does_not_use_is_applied(group: 
     with closing(make_run(group, model, samples, settings, sgd)) as run:
         train(run, 1)
         before = model.one.weight.detach().clone()
-        assert run.residuals()["float32"].any()
+        assert run.residuals.gathered()["float32"].any()
         train(run, 2)
         assert not torch.equal(model.one.weight, before)
 
@@ -174,7 +174,7 @@ def test_padding_between_parameters_stays_out_of_it(group: Group) -> None:
 
 
 def test_what_is_stored_is_owned_by_one(group: Group) -> None:
-    feedback = Feedback(8, np.dtype(np.float64), keeps=True)
+    feedback = Feedback(8, np.dtype(np.float64), rows=1)
     feedback.place(group, slice(0, 8), 0, owns=group.rank == 0)
     whole = np.arange(8.0)
     feedback.load(whole, 7)
@@ -182,6 +182,35 @@ def test_what_is_stored_is_owned_by_one(group: Group) -> None:
     np.testing.assert_array_equal(kept(feedback, group), whole)
     with pytest.raises(ValueError, match="9 elements, expected 8"):
         feedback.load(np.zeros(9), 7)
+
+
+def test_all_rows_of_a_residual_stay_when_slices_are_cut_anew(group: Group) -> None:
+    """Also where the checkpoint is of a codec that keeps less, or more."""
+    feedback = Feedback(12, np.dtype(np.float64), rows=2)
+    half = slice(0, 6) if group.rank % 2 == 0 else slice(6, 12)
+    feedback.place(group, half, 0, owns=group.rank < 2)
+    residual, _ = feedback.begin()
+    assert residual is not None
+    residual += np.arange(12.0) + group.rank
+    feedback.commit()
+    before = kept(feedback, group)
+    assert before.reshape(2, 12).any(axis=1).all()
+    feedback.place(group, slice(0, 12), 0, owns=group.rank == 0)
+    np.testing.assert_array_equal(kept(feedback, group), before)
+    for rows, wanted in ((1, before[:12]), (2, before)):
+        other = Feedback(12, np.dtype(np.float64), rows=rows)
+        other.place(group, half, 0, owns=group.rank < min(2, group.size))
+        other.load(before, 3)
+        if group.size > 1:
+            np.testing.assert_array_equal(kept(other, group), wanted)
+    feedback.load(before[:12], 3)
+    np.testing.assert_array_equal(kept(feedback, group), np.concatenate([before[:12], np.zeros(12)]))
+
+
+def test_momentum_twice_is_refused(group: Group) -> None:
+    settings = Settings(32, 8, sum="float", codec="topk:0.3+dgc")
+    with pytest.raises(ConfigError, match="AdamW, has its own: choose SGD"):
+        make_run(group, built(Regression), numbers(64), settings)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +243,7 @@ def test_auto_chooses_what_costs_least_and_says_so(group: Group, monkeypatch: py
         pytest.skip("one host")
     links, settings = [Cost(1e-9, 1e-3), Cost(0.0, 0.0)], Settings(32, 8, sum="float", codec="auto")
     monkeypatch.setattr(automatic, "fit", lambda _: links[0])
-    monkeypatch.setattr(automatic, "CANDIDATES", ("bf16", "int8"))
+    monkeypatch.setattr(automatic, "CANDIDATES", {"bf16": 1.0, "int8": 1.0})
     monkeypatch.setattr(automatic, "_INTERVAL", 4)
     monkeypatch.setattr(automatic, "_CHANGED", 0.5)  # whatever steps take it is another time
     with (
@@ -224,11 +253,30 @@ def test_auto_chooses_what_costs_least_and_says_so(group: Group, monkeypatch: py
         (chooses,) = run.strategy.automatic
         train(run, 4)
         assert chooses.chosen == "int8"
+        assert chooses.expected_seconds is not None
+        assert chooses.expected_seconds > 0
         assert 'strategy.codec = "auto": int8 from here on' in chooses.notes[-1]
-        assert run.residuals()["float32"].any()
+        assert run.residuals.gathered()["float32"].any()
         del links[0]
         train(run, 18)
         assert chooses.chosen == "none"
-        assert run.residuals() == {}
+        assert run.residuals.gathered() == {}
         weights = np.concatenate([p.detach().numpy().ravel() for p in run.model.parameters()])
         assert group.gather_objects(weights.tobytes()) == [weights.tobytes()] * group.size
+
+
+def test_what_steps_took_counts_for_more_than_what_was_expected(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(automatic, "CANDIDATES", {"bf16": 1.0, "int8": 1.0, "powersgd:8+bf16": 1.1})
+    settings = Settings(32, 8, sum="float", codec="auto")
+    with closing(make_run(group, built(Regression), numbers(64), settings, sgd)) as run:
+        (chooses,) = run.strategy.automatic
+        chooses._predicted = {"none": 1.0, "bf16": 0.5, "int8": 0.6, "powersgd:8+bf16": 0.59}
+        found = []
+        for took in (0.9, 0.7, 0.8):
+            chooses._wanted = chooses._choose()
+            chooses._took[chooses._wanted] = took
+            found.append(chooses._wanted)
+        assert found == ["bf16", "int8", "powersgd:8+bf16"]  # each is tried once, and 0.59 · 1.1 is more than 0.6
+        assert chooses._choose() == "int8"
+        chooses._wanted, chooses._took["int8"] = "int8", 0.88
+        assert chooses._choose() == "int8"  # bf16 took about as long

@@ -11,7 +11,7 @@ from training import Rows, make_run, sgd, train
 
 from hpcvol.comm import Group
 from hpcvol.errors import ModelError
-from hpcvol.torch.layout import ALIGNMENT, Layout
+from hpcvol.strategies.layout import ALIGNMENT, Layout
 from hpcvol.torch.readiness import Readiness
 from hpcvol.torch.run import Settings
 

@@ -1,23 +1,17 @@
 """Members that are killed at any point: those that live go on, and the weights are those of a quiet run."""
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from launched import RunProgram
+from struck_loops import Said, run_struck
 
-from hpcvol import environment
-from hpcvol.comm import launch_command
 from hpcvol.comm.launch import loaded_library
 from hpcvol.comm.launcher import OPEN_MPI, vendor_of
 
-Said = dict[str, Any]
-
 NUM_RANKS = 4
 STEPS = 6
-SECONDS = 240.0
 
 LOOP = """
 import hashlib, json, os, sys
@@ -41,7 +35,8 @@ torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(12, 40), nn.BatchNorm1d(40), nn.ReLU(), nn.Dropout(0.3), nn.Linear(40, 2))
 loss = lambda unit: nn.functional.cross_entropy(model(unit["x"]), unit["y"])
 optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
-run = hpcvol.start(model, optimizer, Numbers(), 24, 3, sum=sys.argv[2], dealing=sys.argv[4])
+servers = None if sys.argv[5] == "none" else hpcvol.ParameterServer(*json.loads(sys.argv[5]))
+run = hpcvol.start(model, optimizer, Numbers(), 24, 3, sum=sys.argv[2], dealing=sys.argv[4], servers=servers)
 losses = []
 for step in run.steps(int(sys.argv[3])):
     for unit in step:
@@ -58,9 +53,6 @@ said = {
 }
 Path(sys.argv[1], f"member{run.member}.json").write_text(json.dumps(said))
 """
-
-# As `hpcvol train` does: a launcher that misses the end of its last rank is ended.
-SUPERVISED = "import os, sys; from hpcvol.cli.supervision import supervise; supervise(sys.argv[1:], dict(os.environ))"
 
 # In the order in which they are reached; each of these runs loses up to three of its four members.
 PLANS = {
@@ -79,24 +71,17 @@ def _outlives_deaths() -> None:
 
 
 def train(
-    folder: Path, run_program: RunProgram, ranks: int, strikes: list[list[Any]], sum: str, dealing: str = "auto"
+    folder: Path,
+    run_program: RunProgram,
+    ranks: int,
+    strikes: list[list[Any]],
+    sum: str,
+    dealing: str = "auto",
+    servers: str = "none",
+    ends: str | None = None,
 ) -> list[Said]:
     """Train; return what the members that lived to the end said, in the order of their ids."""
-    folder.mkdir()
-    (folder / "loop.py").write_text(LOOP)
-    program = [sys.executable, str(folder / "loop.py"), str(folder), sum, str(STEPS), dealing]
-    launch = launch_command(ranks, program, elastic=True)
-    argv = [sys.executable, "-c", SUPERVISED, *launch.argv]
-    variables = {
-        "HARNESS": str(Path(__file__).parents[1] / "harness"),
-        "STRIKES": json.dumps(strikes),
-        "STRUCK": str(folder),
-        "OMP_NUM_THREADS": "1",
-    }
-    run_program(argv, variables={**environment.snapshot(), **launch.environment, **variables}, seconds=SECONDS)
-    for member, point, _ in strikes:
-        assert (folder / f"struck-{member}-{str(point).replace(' ', '_')}").exists(), f"{point} was not reached"
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("member*.json"))]
+    return run_struck(folder, run_program, ranks, strikes, LOOP, [sum, str(STEPS), dealing, servers], ends)
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +130,37 @@ def test_the_float_sum_computes_the_step_again(tmp_path: Path, run_program: RunP
     assert [one["members"] for one in said] == [[2]]
     assert len(said[0]["losses"]) == STEPS + STEPS // 2
     assert said[0]["losses"][-1] < 1.0
+
+
+# Of four members: who serves, copies of each shard, and who is struck when. Member 0 works rather than serves.
+SERVED = {
+    "workers of one server": ("[1]", [[3, "backward", 9], [0, "gather records", 5]]),
+    "workers, as parameters are handed out": ("[2]", [[3, "pull", 3]]),
+    "two of four that all serve, with copies": ('["all", 1]', [[0, "pull", 2], [3, "optimizer", 4]]),
+    "a server with a copy, before and after it has applied": ("[3, 1]", [[1, "optimizer", 3], [2, "pull", 5]]),
+    "two at a time, with two copies": ('["all", 2]', [[1, "pull", 4], [2, "pull", 4]]),
+}
+
+
+@pytest.mark.limit_seconds(500)
+@pytest.mark.parametrize("plan", SERVED)
+def test_shards_outlive_their_holders(
+    plan: str, tmp_path: Path, run_program: RunProgram, quiet: dict[str, Said]
+) -> None:
+    if "exact" not in quiet:
+        (quiet["exact"],) = train(tmp_path / "quiet", run_program, 1, [], "exact")
+    servers, strikes = SERVED[plan]
+    said = train(tmp_path / "struck", run_program, NUM_RANKS, strikes, "exact", servers=servers)
+    victims = {member for member, *_ in strikes}
+    assert [one["members"] for one in said] == [[m for m in range(NUM_RANKS) if m not in victims]] * (
+        NUM_RANKS - len(victims)
+    )
+    for one in said:
+        assert one["weights"] == quiet["exact"]["weights"]
+        assert one["losses"] == quiet["exact"]["losses"]
+
+
+@pytest.mark.limit_seconds(250)
+def test_a_server_without_a_copy_ends_the_run(tmp_path: Path, run_program: RunProgram) -> None:
+    ends = "strategy.replicas = 1 keeps a copy of every shard on another member"
+    assert train(tmp_path / "struck", run_program, 3, [[1, "optimizer", 3]], "exact", servers="[1]", ends=ends) == []

@@ -46,6 +46,22 @@ def test_every_codec_is_within_one_point_of_the_accuracy_without(group: Group, s
     assert {codec: one for codec, one in found.items() if one < plain - 0.01} == {}
 
 
+@pytest.mark.limit_seconds(200)
+def test_momentum_that_is_compressed_is_within_one_point_of_the_optimizers(
+    group: Group, shared_project: Project
+) -> None:
+    if group.size != 2 or vendor_of(loaded_library()) != OPEN_MPI:
+        pytest.skip("as above")
+    sgd = (*LEARNING, "optimizer.name=SGD")
+    assert shared_project.train("plain", *sgd, "optimizer.args={lr=0.5, momentum=0.9}", group=group)
+    # What is sent begins anew without momentum, so that the best rate is a higher one.
+    selected = ("optimizer.args={lr=1.0}", "strategy.codec=topk:0.05+dgc:100")
+    assert shared_project.train("selected", *sgd, *selected, group=group)
+    found = [shared_project.summary(run)["metrics"]["test"]["accuracy"] for run in ("plain", "selected")]
+    assert found[0] > 0.95
+    assert found[1] > found[0] - 0.01
+
+
 @pytest.mark.parametrize("codec", ["topk:0.1", "int8", "powersgd:2"])
 def test_the_sum_of_residuals_goes_on_at_another_number_of_ranks(
     group: Group, shared_project: Project, codec: str
@@ -60,7 +76,7 @@ def test_the_sum_of_residuals_goes_on_at_another_number_of_ranks(
         if fewer is None:
             return
         trainer = shared_project.trainer("run", *overrides, "train.steps=12", group=fewer)
-        resumed = trainer.run.residuals()["float32"].numpy()
+        resumed = trainer.run.residuals.gathered()["float32"].numpy()
         np.testing.assert_allclose(resumed, stored, rtol=1e-6)
         assert trainer.fit()
 

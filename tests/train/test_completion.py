@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from hpcvol.elastic.ledger import LEDGER_NAME
 from hpcvol.train.completion import SUMMARY_NAME, Completion
 
 
@@ -39,3 +40,16 @@ def test_other_files_are_not_complete(tmp_path: Path, text: str) -> None:
     completion = Completion(tmp_path)
     (tmp_path / SUMMARY_NAME).write_bytes(text.encode(errors="surrogateescape"))
     assert not completion.is_complete(0)
+
+
+def test_a_run_has_stopped_where_its_ledger_ends_so(tmp_path: Path) -> None:
+    ledger = tmp_path / LEDGER_NAME
+    ledger.write_text('{"version": 1}\n{"event": "stop", "version": 1}\n')
+    completion = Completion(tmp_path)
+    assert not completion.has_stopped()  # that was the run before
+    for text, stopped in (('{"version": 1}\n', False), ('{"event": "stop"}\n', True), ("{", False), ("[]\n", False)):
+        aside = tmp_path / "aside"
+        aside.write_text('{"version": 0}\n' * 10_000 + text)
+        aside.replace(ledger)
+        assert completion.has_stopped() == stopped, text
+    assert not Completion(tmp_path / "none").has_stopped()

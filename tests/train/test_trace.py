@@ -222,8 +222,8 @@ real = trainer.Trainer._log
 def traced():
     text = (run / "trace.json").read_bytes()
     return all(re.search(rb'"step",[^\\n]*"pid":%d,[^\\n]*"step":2' % process, text) for process in (1, 2))
-def log(self, step):
-    real(self, step)
+def log(self, step, done):
+    real(self, step, done)
     if step.index == 3 and self._group.rank == 1:
         until = time.monotonic() + 20
         while not traced() and time.monotonic() < until:

@@ -1,0 +1,94 @@
+"""The parameter server: members that hold parts of the parameters, and of what an optimizer keeps of them.
+
+Every bucket of the gradients is cut into as many portions as there are servers, and what is numbered alike is a shard:
+so each bucket goes to all servers at once, as soon as it is computed. The sums of a shard come to be with its holders
+alone, and its parameters go back to all members.
+
+References:
+    Li et al., "Scaling Distributed Machine Learning with the Parameter Server", OSDI 2014.
+    Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", SC 2020, section 5.1
+    (servers = "all": every member holds a part of the optimizer's state, and works).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from hpcvol.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hpcvol.comm import Group
+
+
+@dataclass(frozen=True)
+class ParameterServer:
+    """Members hold the parameters and the optimizer's state in shards, instead of each holding all of both.
+
+    Args:
+        servers: how many members hold a shard each, and compute no units; "all": every member holds one, and computes.
+        replicas: how many further members hold a copy of each shard: so many may die at a time and nothing is lost. At
+            0 the death of a server ends the run, which goes on from its last checkpoint.
+        max_staleness: 0: all members compute each step together. Above, each step is computed by one, from parameters
+            that lack at most what others have computed since: a worker may be so many of its steps ahead of the
+            slowest one; math.inf: as far as it will.
+        rate_by_staleness: with max_staleness above 0, divide the learning rate of a step by 1 and the number of steps
+            that were applied since its parameters were pulled.
+
+    Raises:
+        ConfigError: values that cannot be.
+    """
+
+    servers: int | Literal["all"] = "all"
+    replicas: int = 0
+    max_staleness: float = 0
+    rate_by_staleness: bool = False
+
+    def __post_init__(self) -> None:
+        if self.servers != "all" and self.servers < 1:
+            raise ConfigError(f'strategy.servers = {self.servers}: expected at least 1, or "all"')
+        if self.replicas < 0:
+            raise ConfigError(f"strategy.replicas = {self.replicas}: expected 0 or more copies of each shard")
+        if not self.max_staleness >= 0 or (self.max_staleness % 1 and not math.isinf(self.max_staleness)):
+            raise ConfigError(
+                f"strategy.max_staleness = {self.max_staleness}: expected 0 (synchronous), a whole number of steps, or "
+                "inf (asynchronous)"
+            )
+        if self.rate_by_staleness and not self.is_asynchronous:
+            raise ConfigError("strategy.rate_by_staleness: no step is stale where strategy.max_staleness = 0")
+
+    @property
+    def is_asynchronous(self) -> bool:
+        """Whether members do not compute each step together."""
+        return self.max_staleness > 0
+
+    def choose(self, group: "Group") -> tuple[int, ...]:
+        """Return the ids of the members that serve, spread over nodes. Collective.
+
+        Of each node one before a second one of any; the first member, which writes and prints, only if it has to.
+
+        Raises:
+            ConfigError: there are too few members; on all of them.
+        """
+        if self.servers == "all":
+            chosen = group.members
+        else:
+            if self.servers >= group.size:
+                raise ConfigError(
+                    f"strategy.servers = {self.servers} of {_members(group.size)} leaves no worker: ask for at most "
+                    f'{group.size - 1}, start more members, or set servers = "all"',
+                    everywhere=True,
+                )
+            places = group.gather_objects(group.node.rank)
+            order = sorted(range(group.size), key=lambda rank: (rank == 0, places[rank], rank))
+            chosen = tuple(sorted(group.members[rank] for rank in order[: self.servers]))
+        if self.replicas >= len(chosen):
+            raise ConfigError(
+                f"strategy.replicas = {self.replicas} of each shard, and {_members(len(chosen))} to hold them: ask for "
+                f"at most {len(chosen) - 1}, or for more servers",
+                everywhere=True,
+            )
+        return chosen
+
+
+def _members(count: int) -> str:
+    return "1 member" if count == 1 else f"{count} members"

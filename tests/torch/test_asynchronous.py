@@ -1,0 +1,149 @@
+"""Runs whose members do not wait for each other: every step counts once, nobody is further ahead than asked for."""
+
+import math
+import time
+from contextlib import closing, nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from training import Regression, adamw, built, digest, make_run, numbers, sgd, train
+from two_hosts import hosts_of
+
+from hpcvol.comm import Group
+from hpcvol.errors import ConfigError, ModelError
+from hpcvol.strategies.parameter_server import ParameterServer
+from hpcvol.torch.run import Run, Settings
+
+
+def settings(spec: ParameterServer | None, **more: Any) -> Settings:
+    return Settings(12, 2, **{"sum": "float", "clip_norm": 0.5, "bucket_nbytes": 20_000, "servers": spec, **more})
+
+
+def weights(run: Run) -> Any:
+    return digest(run.model.state_dict())
+
+
+def slow_sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.003)
+
+
+WAYS = [("all", 0, 2, 1), ("all", 0, math.inf, 1), (1, 0, 1, 1), ("all", 1, math.inf, 2), (1, 0, 8, 2), (2, 1, 2, 2)]
+
+
+@pytest.mark.parametrize(("servers", "replicas", "staleness", "hosts"), WAYS)
+def test_every_step_counts_once(
+    group: Group, servers: Any, replicas: int, staleness: float, hosts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if group.size < max(1 if servers == "all" else servers + 1, replicas + 1):
+        pytest.skip("needs more members")
+    spec = ParameterServer(servers, replicas, staleness)
+    with (
+        nullcontext(group) if hosts == 1 else hosts_of(group, monkeypatch) as members,
+        closing(make_run(members, built(lambda: Regression(6, 3000)), numbers(60), settings(spec), slow_sgd)) as run,
+    ):
+        before = run.evaluate(lambda unit: run.model(**unit), numbers(60)).loss
+        for until in (7, 30):
+            first = run.step
+            mine = []
+            for step in run.steps(until):
+                if members.rank % 2:
+                    time.sleep(0.003)
+                for unit in step:
+                    step.backward(run.model(**unit))
+                assert math.isfinite(step.loss)
+                mine.append(step.index)
+            assert run.step == until
+            assert sorted(one.index for one in run.counted) == list(range(first, until))
+            assert all(one.behind <= staleness for one in run.counted)
+            assert [one.index for one in run.counted if one.shares[0].member == run.member] == mine
+            assert group.gather_objects(weights(run)) == [weights(run)] * group.size
+        assert run.evaluate(lambda unit: run.model(**unit), numbers(60)).loss < before
+        assert run.shards is not None
+        if run.shards.dedicated and run.member in run.shards.servers:
+            assert mine == []
+    group.barrier()
+
+
+def test_a_worker_alone_trains_as_one_that_waits_for_nobody_else(group: Group) -> None:
+    if group.size != 1:
+        pytest.skip("one")
+
+    def trained(spec: ParameterServer | None) -> Any:
+        with closing(make_run(group, built(Regression), numbers(40), settings(spec))) as run:
+            train(run, 5)
+            run.gather_optimizer()
+            state = run.optimizer.state_dict()["state"]
+            moments = {key: digest({k: torch.as_tensor(v) for k, v in one.items()}) for key, one in state.items()}
+            return weights(run), moments
+
+    assert trained(ParameterServer(max_staleness=math.inf)) == trained(None)
+
+
+def test_the_state_counts_every_step(group: Group) -> None:
+    spec = ParameterServer(max_staleness=4)
+    with closing(make_run(group, built(Regression), numbers(40), settings(spec), adamw)) as run:
+        train(run, 9)
+        run.gather_optimizer()
+        states = run.optimizer.state_dict()["state"].values()
+        assert {float(state["step"]) for state in states} == {9.0}
+        run.optimizer.load_state_dict(run.optimizer.state_dict())
+        train(run, 12)
+        run.gather_optimizer()
+        assert {float(state["step"]) for state in run.optimizer.state_dict()["state"].values()} == {12.0}
+        assert group.gather_objects(weights(run)) == [weights(run)] * group.size
+
+
+def test_what_is_changed_between_meetings_counts(group: Group) -> None:
+    spec = ParameterServer(max_staleness=1)
+    with closing(make_run(group, built(Regression), numbers(40), settings(spec), sgd)) as run:
+        train(run, 2)
+        with torch.no_grad():
+            for parameter in run.model.parameters():
+                parameter.zero_()
+        for group_of in run.optimizer.param_groups:
+            group_of["lr"] = 0.0
+        train(run, 6)
+        assert not any(bool(parameter.any()) for parameter in run.model.parameters())
+
+
+def test_rates_are_divided_by_staleness(group: Group) -> None:
+    """All move from 0 under a gradient of 1: what each step moved tells its rate."""
+    if group.size != 2:
+        pytest.skip("two")
+    model = nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        model.weight.zero_()
+    spec = ParameterServer(max_staleness=math.inf, rate_by_staleness=True)
+    with closing(make_run(group, model, numbers(40, 1), settings(spec, clip_norm=None), sgd)) as run:
+        for step in run.steps(12):
+            for _ in step:
+                time.sleep(0.002 * group.rank)
+                step.backward(model.weight.sum())
+        wanted = -sum(0.1 / (1 + one.missed) for one in run.counted)
+        assert float(model.weight.detach()) == pytest.approx(wanted, rel=1e-5)
+        assert any(one.missed for one in run.counted)
+
+
+def test_what_cannot_be_is_refused(group: Group) -> None:
+    stale = ParameterServer(max_staleness=2)
+    with pytest.raises(ConfigError, match=r"strategy.max_staleness above 0 with sum = .exact."):
+        Settings(12, 2, servers=stale)
+    for bad in (-1, 1.5, math.nan):
+        with pytest.raises(ConfigError, match=r"strategy.max_staleness = .* expected 0"):
+            ParameterServer(max_staleness=bad)
+    with pytest.raises(ConfigError, match=r"strategy.rate_by_staleness: no step is stale"):
+        ParameterServer(rate_by_staleness=True)
+    model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    with closing(make_run(group, model, numbers(40), settings(stale))) as run:
+        error = None
+        try:
+            for step in run.steps(group.size):
+                for unit in step:
+                    step.backward(nn.functional.mse_loss(model(unit["x"]), unit["y"]))
+        except ModelError as found:
+            error = str(found)
+        assert error is not None
+        assert "'1.running_mean' was changed by a unit" in error
+        group.barrier()
