@@ -46,6 +46,8 @@ def _default(field: FieldInfo) -> str:
         return "required"
     if field.default_factory is not None:
         return "derived"
+    if isinstance(field.default, BaseModel):
+        return "as below"
     return "none" if field.default is None else f"`{value_text(field.default)}`"
 
 

@@ -182,10 +182,21 @@ class Mailbox:
         Args:
             ready: what is looked at.
             spins: seconds to look without a pause.
+
+        Raises:
+            LostMemberError: another rank has given the box up, since somebody died.
         """
         began, pause = time.monotonic(), _LEAST_SECONDS
+        looked = began
         while not ready():
-            if time.monotonic() - began > spins:
+            now = time.monotonic()
+            if now - looked > _LOOK_SECONDS:
+                looked = now
+                with self._lock:
+                    revoked = self.group.revoked
+                if revoked:
+                    raise LostMemberError("a member died, and another one has ended what went on between members")
+            if now - began > spins:
                 time.sleep(pause)
                 pause = min(2 * pause, _MOST_SECONDS)
 

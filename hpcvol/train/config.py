@@ -318,7 +318,9 @@ class StrategyConfig(_Section):
         description="Supernodes that members form: those of each `node`; so many groups of neighbours; or those of "
         "nodes that a fast `link` connects, as measured at the start. See `between`.",
     )
-    between: BetweenConfig = BetweenConfig()
+    between: BetweenConfig = Field(
+        default=BetweenConfig(), description="How often supernodes combine what they have, and how it is encoded."
+    )
 
     @property
     def without_servers(self) -> bool:
