@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from hpcvol.codecs import AUTO, AnyCodec, LowRank, parse
 from hpcvol.errors import ConfigError
 
 
@@ -170,13 +171,22 @@ def require_dealing(sum: str, dealing: str, *, robust: bool) -> None:
         )
 
 
-def require_served(*, robust: bool, encoded: bool, share: float) -> None:
+def require_served(*, robust: bool, codec: AnyCodec, stale: bool, share: float) -> None:
     """Return if servers can hold the parameters of a run.
 
     Raises:
         ConfigError: they cannot; says what is in the way.
     """
-    others = {"strategy.combine": robust, "strategy.codec": encoded, "elastic.verify_share": bool(share)}
+    others = {
+        "strategy.combine": robust,
+        "strategy.codec": codec != "none" and not stale,
+        "elastic.verify_share": bool(share),
+    }
+    if stale and (codec == AUTO or isinstance(parse(codec), LowRank)):
+        raise ConfigError(
+            f'strategy.codec = "{codec}" with strategy.max_staleness above 0: each push is encoded by itself, and what '
+            'to choose or to factorise takes all members at once; name another codec, such as "int8" or "topk:0.01"'
+        )
     if found := [key for key, on in others.items() if on]:
         raise ConfigError(
             f'strategy.kind = "parameter_server" does not go together with {" and ".join(found)} yet: leave one out'

@@ -19,6 +19,8 @@ from hpcvol.errors import ConfigError
 if TYPE_CHECKING:
     from hpcvol.comm import Group
 
+PULLS = ("exact", "bf16", "fp16")
+
 
 @dataclass(frozen=True)
 class ParameterServer:
@@ -33,6 +35,12 @@ class ParameterServer:
             slowest one; math.inf: as far as it will.
         rate_by_staleness: with max_staleness above 0, divide the learning rate of a step by 1 and the number of steps
             that were applied since its parameters were pulled.
+        compensation: with max_staleness above 0, how far a gradient is corrected for what the parameters have become
+            since: g + compensation · g² · (now - then) by element; the parameters that it was computed from are sent
+            with it. Zheng et al., "Asynchronous Stochastic Gradient Descent with Delay Compensation", ICML 2017 (there
+            called λ).
+        pull: with max_staleness above 0, "bf16" or "fp16" rounds parameters that workers pull from other nodes; those
+            that are kept, and those that all have where members meet, are exact.
 
     Raises:
         ConfigError: values that cannot be.
@@ -42,6 +50,8 @@ class ParameterServer:
     replicas: int = 0
     max_staleness: float = 0
     rate_by_staleness: bool = False
+    compensation: float = 0.0
+    pull: str = "exact"
 
     def __post_init__(self) -> None:
         if self.servers != "all" and self.servers < 1:
@@ -55,6 +65,18 @@ class ParameterServer:
             )
         if self.rate_by_staleness and not self.is_asynchronous:
             raise ConfigError("strategy.rate_by_staleness: no step is stale where strategy.max_staleness = 0")
+        if not 0 <= self.compensation < math.inf:
+            raise ConfigError(f"strategy.compensation = {self.compensation}: expected a number of 0 or more")
+        if self.compensation and not self.is_asynchronous:
+            raise ConfigError("strategy.compensation: no step is stale where strategy.max_staleness = 0")
+        if self.pull not in PULLS:
+            known = ", ".join(f'"{one}"' for one in PULLS)
+            raise ConfigError(f'strategy.pull = "{self.pull}": expected one of {known}')
+        if self.pull != "exact" and not self.is_asynchronous:
+            raise ConfigError(
+                f'strategy.pull = "{self.pull}" with strategy.max_staleness = 0: weights are those of all_reduce '
+                'there, to the bit; set pull = "exact", or max_staleness above 0'
+            )
 
     @property
     def is_asynchronous(self) -> bool:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from hpcvol.codecs import Cast, Codec, Floats, Seeds
 from hpcvol.collectives import Vector, broadcast
 from hpcvol.comm import Group, fail, threads_may_communicate
 from hpcvol.comm.mailbox import Letter, Mailbox, Parcel
@@ -31,6 +32,7 @@ from hpcvol.strategies.layout import Layout
 from hpcvol.strategies.memory import Memory
 from hpcvol.strategies.sequencer import Apply, Drop, End, Go, Order, Sequencer, Take, Version
 from hpcvol.strategies.shards import Shards
+from hpcvol.strategies.wire import Part, Plan, Wire
 
 # What letters and parcels are about, and so who takes them: the thread that serves, or the one that asks.
 _SERVED, _ASKED, _PUSHED = 0, 1, 2
@@ -45,29 +47,12 @@ _LEAST_SECONDS = 20e-6
 _MOST_SECONDS = 0.5e-3
 
 
-@dataclass(frozen=True)
-class Part:
-    """Neighbouring elements that a member holds.
-
-    Attributes:
-        vector: which of the store's vectors they are of.
-        place: where they are in it.
-        shard: which shard they are of.
-        values: as they are now, in the holder's memory.
-    """
-
-    vector: int
-    place: slice
-    shard: int
-    values: Vector
-
-
 class _LostHolderError(LostMemberError):
     """Another holder may do."""
 
 
 Change = Callable[[Sequence[Part], Sequence[Vector], Version], None]
-"""Applies to each part what was pushed for it."""
+"""Applies to each part what was pushed for it; behind that for all parts is what went along for each."""
 
 
 def add(parts: Sequence[Part], pushed: Sequence[Vector], version: Version) -> None:
@@ -75,43 +60,6 @@ def add(parts: Sequence[Part], pushed: Sequence[Vector], version: Version) -> No
     del version
     for part, change in zip(parts, pushed, strict=True):
         np.add(part.values, change, out=part.values)
-
-
-class _Plan:
-    """Where each shard's parts lie in the memory of whoever holds it: the same on all members."""
-
-    def __init__(self, layouts: Sequence[Layout], dtypes: "Sequence[np.dtype[Any]]", holders: Sequence[Sequence[int]]):
-        portions = [layout.portions(len(holders)) for layout in layouts]
-        self.parts: list[list[tuple[int, slice]]] = [
-            [(vector, part) for vector, cut in enumerate(portions) for part in cut[shard] if part.start < part.stop]
-            for shard in range(len(holders))
-        ]
-        self._dtypes = dtypes
-        self.nbytes = [sum(self._room(vector, part) for vector, part in parts) for parts in self.parts]
-        self._holders = holders
-
-    def held(self, rank: int) -> list[int]:
-        """Return the shards that `rank` holds."""
-        return [shard for shard, ranks in enumerate(self._holders) if rank in ranks]
-
-    def room(self, rank: int) -> int:
-        """Return how much memory it needs."""
-        return _LINE_NBYTES + sum(self.nbytes[shard] for shard in self.held(rank))
-
-    def views(self, memory: "np.ndarray[Any, np.dtype[np.uint8]]", shards: Sequence[int]) -> list[Part]:
-        """Return the parts of `shards`, one after the other in `memory`."""
-        found, offset = [], 0
-        for shard in shards:
-            for vector, place in self.parts[shard]:
-                dtype = self._dtypes[vector]
-                nbytes = (place.stop - place.start) * dtype.itemsize
-                found.append(Part(vector, place, shard, memory[offset : offset + nbytes].view(dtype)))
-                offset += self._room(vector, place)
-        return found
-
-    def _room(self, vector: int, place: slice) -> int:
-        nbytes = (place.stop - place.start) * self._dtypes[vector].itemsize
-        return int(-(-nbytes // _LINE_NBYTES) * _LINE_NBYTES)
 
 
 class Store:
@@ -125,12 +73,18 @@ class Store:
             members.
         change: what becomes of a push, where it is held; called in the thread that serves.
         staleness: clocks that a worker may be ahead of the slowest one.
+        codec: of what is pushed; None: as it is.
+        seed: of what it draws; the same on all members.
+        along: memory of what goes along with a push, by vector, as it is; nobody shares it yet.
+        pull: what is rounded to on its way to workers of other nodes; None: nothing is. All members have it exactly
+            after `finish`.
 
     Attributes:
         parts: what this member holds.
         version: of what this member pulled last.
         idle: called now and then while this member waits; set by whoever has something to look at.
         salvaged: what counts of the steps since `begin`, by number, after a `rebuild`.
+        counts: called when this member knows that its last push counts; set by whoever has to know.
 
     Raises:
         ConfigError: this MPI takes calls from one thread only.
@@ -144,6 +98,10 @@ class Store:
         pulled: Sequence[Vector],
         change: Change,
         staleness: float = math.inf,
+        codec: Codec | None = None,
+        seed: int = 0,
+        along: Sequence[Memory] = (),
+        pull: Cast | None = None,
     ) -> None:
         if not threads_may_communicate():
             raise ConfigError(
@@ -157,7 +115,13 @@ class Store:
         self._pulled = pulled
         self._change = change
         self._staleness = staleness
+        self._codec = codec
+        self._seed = seed
+        self._along = along
+        self._pull_codec = pull
+        self._step = 0
         self.version = 0
+        self.counts: Callable[[], None] = lambda: None
         self.salvaged: dict[int, Version] = {}
         self._begun = False
         self._acknowledged: Version | None = None
@@ -178,14 +142,16 @@ class Store:
         self._rank = group.rank  # the group's changes before the tables do
         self._nodes = nodes_of(group)
         self._node_of = {rank: place for place, ranks in enumerate(self._nodes) for rank in ranks}
-        self._plan = _Plan(self._layouts, [one.dtype for one in self._pushed], holders)
+        self._plan = Plan(self._layouts, [one.dtype for one in self._pushed], holders)
+        self._wire = Wire(self._plan, self._codec, self._seed, along=bool(self._along), pulled=self._pull_codec)
         self._holders = holders
         self._head = min(rank for ranks in holders for rank in ranks)
-        self._memory = allocate(group, self._plan.room(group.rank))
-        shared = [one.shared_over(group) for one in self._pushed]
+        room = _LINE_NBYTES + self._plan.room(self._plan.held(group.rank))
+        self._memory = allocate(group, room)
+        shared = [one.shared_over(group) for one in [*self._pushed, *self._along]]
         alone = group.any(self._memory is None or any(one is None for one in shared))
         self._vectors = [None if alone else one for one in shared]
-        own = self._memory.mine if self._memory is not None else np.zeros(self._plan.room(group.rank), np.uint8)
+        own = self._memory.mine if self._memory is not None else np.zeros(room, np.uint8)
         if alone:  # every rank as on a node of its own
             self._memory, self._node_of = None, {rank: rank for rank in range(group.size)}
         self._own = own
@@ -229,10 +195,13 @@ class Store:
             self._server.lead(Sequencer(workers, everybody, self._staleness, self.version, first, until, done))
         self.group.barrier()
 
-    def claim(self) -> int | None:
+    def claim(self, known: Callable[[int], None] = lambda _: None) -> int | None:
         """Return the step that this member is to do, once it may; None where none is left. Local.
 
         What a server that is no worker calls to wait for the end.
+
+        Args:
+            known: called with the step before parameters are pulled for it.
 
         Raises:
             LostMemberError: the head died, or all who held some shard.
@@ -243,12 +212,27 @@ class Store:
         if answer[0] == "end":
             self.version = answer[1]
             return None
-        _, step, version = answer
+        _, self._step, version = answer
+        known(self._step)
         self._pull(version)
-        return int(step)
+        return self._step
+
+    def encode(self, vector: int, residual: Floats | None, number: int) -> None:
+        """Encode what is to be pushed of one vector, which becomes what all holders will decode. Local; before `push`.
+
+        Args:
+            vector: which.
+            residual: as `hpcvol.codecs.codec.Codec.encode`, of the whole vector.
+            number: of this encoding, by this member.
+        """
+        me = self.group.members[self._rank]
+        own = Seeds.of(self._seed, self._step, me)._replace(step=number)
+        self._wire.encode(vector, self._pushed[vector].mine, residual, self._step, own)
 
     def push(self, record: Any) -> None:
         """Push what lies in the memory for it, which may not change before the next `claim` has returned. Local.
+
+        With a codec each vector was encoded before.
 
         Args:
             record: of the step, for the log and for who applies it; it has to pickle.
@@ -258,10 +242,8 @@ class Store:
         remote = [rank for rank in remote if rank not in self._mailbox.failed]
         parcels = []
         for rank in remote:
-            held = self._plan.held(rank)
-            payload = np.empty(self._plan.room(rank) - _LINE_NBYTES, np.uint8)
-            for part in self._plan.views(payload, held):
-                part.values[:] = self._pushed[part.vector].mine[part.place]
+            vectors, along = ([one.mine for one in memories] for memories in (self._pushed, self._along))
+            payload = self._wire.pack(self._plan.held(rank), vectors, along)
             try:
                 parcels.append(self._mailbox.send(rank, _PUSHED, payload))
             except LostMemberError:
@@ -281,7 +263,7 @@ class Store:
         )
         if log:
             self.version = log[-1].number
-        self._pull(self.version)
+        self._pull(self.version, exactly=True)
         self.group.barrier()  # who is done first may let go of what others are copying
         return log
 
@@ -314,6 +296,10 @@ class Store:
             if number > server.applied and self.parts:
                 server.apply(one)
         self.version = max(applied, *self.salvaged) if self.salvaged else applied
+        if self._unsettled is not None:
+            self._unsettled = None
+            if any((one.rank, one.step) == (self._rank, self._step) for one in self.salvaged.values()):
+                self.counts()
 
     def reopen(self) -> None:
         """Give all members what is stored, and serve those that there are now. Collective; `begin` comes next."""
@@ -351,8 +337,8 @@ class Store:
             self._thread.join()
             self._thread = None
 
-    def _pull(self, version: int) -> None:
-        """Copy all shards as of `version` or newer. Local.
+    def _pull(self, version: int, *, exactly: bool = False) -> None:
+        """Copy all shards as of `version` or newer; `exactly`, or as they are rounded for workers elsewhere. Local.
 
         Raises:
             LostMemberError: nobody is left who holds some shard; the head knows that this member gives up.
@@ -378,10 +364,10 @@ class Store:
                 except _LostHolderError:
                     dead.add(rank)
                     continue
-                self._write(rank, "pull", shards, version)
+                self._write(rank, "pull", shards, version, exactly)
                 asked.append(rank)
             for rank in asked:
-                payload = np.empty(sum(self._plan.nbytes[shard] for shard in sources[rank]), np.uint8)
+                payload = np.empty(self._wire.pulled_nbytes(sources[rank], exactly=exactly), np.uint8)
                 try:
                     self._finish_parcel(self._mailbox.receive(rank, _ASKED, payload), rank)
                 except LostMemberError as error:
@@ -390,8 +376,7 @@ class Store:
                     del error
                     dead.add(rank)
                     continue
-                for part in self._plan.views(payload, sources[rank]):
-                    self._pulled[part.vector][part.place] = part.values
+                self._wire.take(payload, sources[rank], self._pulled, exactly=exactly)
                 missing.difference_update(sources[rank])
         self.version = version
 
@@ -435,6 +420,7 @@ class Store:
                 address = self._memory_of(rank).ctypes.data
                 self._wait(lambda: sequence.look(address) >= 2 * number or rank in self._mailbox.failed)  # noqa: B023
         self._unsettled = None
+        self.counts()
 
     def _answer(self, *kinds: str) -> Letter:
         found: list[Letter] = []
@@ -492,7 +478,7 @@ class Store:
     def _pushed_by(self, rank: int) -> list[Vector]:
         """Return what a rank of this node pushes, where it lies."""
         if rank == self._rank:
-            return [one.mine for one in self._pushed]
+            return [one.mine for one in [*self._pushed, *self._along]]
         place = self._nodes[self._node_of[rank]].index(rank)
         return [one.of[place] for one in self._vectors if one is not None]
 
@@ -519,12 +505,14 @@ class _Server:
         self._store = store
         self._mailbox = store._mailbox
         self._places = (
-            [np.empty(store._own.size - _LINE_NBYTES, np.uint8) for _ in range(_PLACES)] if store.parts else []
+            [np.empty(store._wire.room(store._plan.held(store._rank)), np.uint8) for _ in range(_PLACES)]
+            if store.parts
+            else []
         )
         self._taking: deque[int] = deque()
         self._coming: dict[int, tuple[Parcel, Vector]] = {}
         self._staged: dict[int, Vector] = {}
-        self._asked: list[tuple[int, Sequence[int], int]] = []
+        self._asked: list[tuple[int, Sequence[int], int, bool]] = []
         self._leaving: list[Parcel] = []
         self._sequencer: Sequencer | None = None
         self._lock = threading.Lock()
@@ -651,11 +639,9 @@ class _Server:
         due = [one for one in self._asked if one[2] <= self.applied]
         for one in due:
             self._asked.remove(one)
-            rank, shards, _ = one
-            payload = np.empty(sum(self._store._plan.nbytes[shard] for shard in shards), np.uint8)
-            mine = {(part.shard, part.vector, part.place.start): part.values for part in self._store.parts}
-            for part in self._store._plan.views(payload, shards):
-                part.values[:] = mine[part.shard, part.vector, part.place.start]
+            rank, shards, _, exactly = one
+            payload = np.empty(self._store._wire.pulled_nbytes(shards, exactly=exactly), np.uint8)
+            self._store._wire.give(shards, self._store.parts, payload, exactly=exactly)
             try:
                 self._leaving.append(self._mailbox.send(rank, _ASKED, payload))
             except LostMemberError:
@@ -667,12 +653,16 @@ class _Server:
         store = self._store
         if store._is_near(version.rank):
             vectors = store._pushed_by(version.rank)
-            pushed = [vectors[part.vector][part.place] for part in store.parts]
+            number = len(store._pushed)
+            pushed = [
+                vectors[first + part.vector][part.place]
+                for first in range(0, len(vectors), number)
+                for part in store.parts
+            ]
             place = None
         else:
             place = self._staged.pop(version.rank)
-            held = store._plan.held(store._rank)
-            pushed = [part.values for part in store._plan.views(place, held)]
+            pushed = store._wire.unpack(place, store._plan.held(store._rank), version.step)
         store._begin_to_change()
         store._change(store.parts, pushed, version)
         store._tell(2 * version.number)

@@ -7,17 +7,18 @@ rate of a step is that of its number.
 References:
     Ho et al., "More Effective Distributed ML via a Stale Synchronous Parallel Parameter Server", NIPS 2013.
     Zhang et al., "Staleness-aware Async-SGD for Distributed Deep Learning", IJCAI 2016: a rate divided by staleness.
+    Zheng et al., "Asynchronous Stochastic Gradient Descent with Delay Compensation", ICML 2017, algorithm 2.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from hpcvol import tracing
+from hpcvol.codecs import AnyCodec, Cast, Floats, LowRank, parse
 from hpcvol.collectives import Vector
-from hpcvol.comm import Group
 from hpcvol.strategies.allreduce import AllReduce
 from hpcvol.strategies.feedback import Feedback
 from hpcvol.strategies.layout import Layout
@@ -26,7 +27,8 @@ from hpcvol.strategies.parameter_server import ParameterServer
 from hpcvol.strategies.reducer import FloatReducer
 from hpcvol.strategies.sequencer import Version
 from hpcvol.strategies.shards import Shards
-from hpcvol.strategies.store import Part, Store
+from hpcvol.strategies.store import Store
+from hpcvol.strategies.wire import Part
 from hpcvol.torch.counted import CountedStep
 from hpcvol.torch.float_sum import FloatGradients
 from hpcvol.torch.sharded_optimizer import Flat, Held, Place, ShardedOptimizer, State
@@ -47,6 +49,7 @@ class Pushed:
         metrics: means.
         seconds: from the claim to the push.
         gradient_norm: before clipping.
+        scale: by which it is clipped.
         hyperparameters: of the optimizer, by group, as they were for this step.
         unused: parameters that no unit used.
     """
@@ -60,6 +63,7 @@ class Pushed:
     metrics: Mapping[str, float]
     seconds: float
     gradient_norm: float
+    scale: float
     hyperparameters: Sequence[Mapping[str, Any]]
     unused: frozenset[int]
 
@@ -83,41 +87,69 @@ def counted(version: Version, number: int) -> CountedStep:
 
 
 class OwnSums(AllReduce):
-    """Sums over nobody: a worker's gradients are its own. Their memory is open to the node.
+    """Sums over nobody: a worker's gradients are its own, encoded as they will be pushed, and open to the node.
+
+    Args:
+        shards: who holds what; the others compute, or all do.
+        bucket_nbytes: how many bytes of gradients are in a bucket.
+        codec: of what is pushed.
 
     Attributes:
         memories: of gradients, by vector.
+        codec: of what is pushed; None: as it is.
+        encode: encodes a vector; set by who pushes.
     """
 
-    def __init__(self, group: Group, bucket_nbytes: int) -> None:
-        super().__init__(group, bucket_nbytes=bucket_nbytes)
+    def __init__(self, shards: Shards, bucket_nbytes: int, codec: AnyCodec) -> None:
+        super().__init__(shards.group, bucket_nbytes=bucket_nbytes, codec=codec)
+        self._shards = shards
         self.memories: list[Memory] = []
+        parsed = parse(codec)
+        assert not isinstance(parsed, LowRank)
+        self.codec = parsed
+        self.encode: Callable[[int, Floats | None, int], None] = lambda *_: None
 
     def floats(self, layout: Layout, vector: Memory, feedback: Feedback | None = None, *_: Any) -> FloatReducer:
         """As `AllReduce`."""
-        del layout, feedback
+        del layout
         vector.shared_over(self.group)
         if vector not in self.memories:
             self.memories.append(vector)
-        return _OwnFloats(vector.mine)
+        if feedback is not None:
+            workers = workers_of(self._shards)
+            whole = slice(0, vector.numel if self.group.rank in workers else 0)
+            feedback.place(self.group, whole, 0, owns=self.group.rank == workers[0])
+        return _OwnFloats(self, self.memories.index(vector), feedback)
 
 
 class _OwnFloats:
     """Floats of this member alone."""
 
-    def __init__(self, vector: Vector) -> None:
-        self.vector = vector
+    def __init__(self, sums: OwnSums, number: int, feedback: Feedback | None) -> None:
+        self._sums = sums
+        self._number = number
+        self._feedback = feedback
+        self.vector = sums.memories[number].mine
 
     def push(self, bucket: int) -> None:
         """Nothing."""
 
     def finish(self, weight: int, own: int) -> None:
-        """Divide."""
+        """Divide, and encode."""
         del own
         self.vector /= weight
+        if self._feedback is not None:
+            residual, _ = self._feedback.begin()
+            self._sums.encode(self._number, residual, self._feedback.step)
 
     def drop(self) -> None:
         """Nothing was combined."""
+
+
+def workers_of(shards: Shards) -> list[int]:
+    """Return the ranks that compute."""
+    serving = shards.servers if shards.dedicated else ()
+    return [rank for rank, member in enumerate(shards.group.members) if member not in serving]
 
 
 class AsynchronousParameters:
@@ -130,6 +162,7 @@ class AsynchronousParameters:
         optimizer: of them.
         gradients: of this member's units.
         sums: where those lie.
+        seed: of what a codec draws.
     """
 
     def __init__(
@@ -140,12 +173,12 @@ class AsynchronousParameters:
         optimizer: torch.optim.Optimizer,
         gradients: FloatGradients,
         sums: OwnSums,
+        seed: int,
     ) -> None:
         self.shards = shards
         self.optimizer = ShardedOptimizer(optimizer, parameters)
         self._spec = spec
         self._gradients = gradients
-        self._sums = sums
         self._flats = [
             Flat(indices, [parameter for _, parameter in parameters], layout) for indices, layout in gradients.layouts
         ]
@@ -153,7 +186,24 @@ class AsynchronousParameters:
             flat.move_in()
         vectors = [flat.memory.mine for flat in self._flats]
         layouts = [flat.layout for flat in self._flats]
-        self.store = Store(shards, layouts, sums.memories, vectors, self._change, spec.max_staleness)
+        # What gradients were computed from, as long as they may be read: what is pulled next comes to lie elsewhere.
+        self._origins = [Memory(one.numel, one.dtype) for one in sums.memories] if spec.compensation else []
+        pull = parse(spec.pull if spec.pull != "exact" else "none")
+        assert pull is None or isinstance(pull, Cast)
+        self.store = Store(
+            shards,
+            layouts,
+            sums.memories,
+            vectors,
+            self._change,
+            spec.max_staleness,
+            codec=sums.codec,
+            seed=seed,
+            along=self._origins,
+            pull=pull,
+        )
+        self.store.counts = gradients.commit
+        sums.encode = self.store.encode
         self._inherited: dict[Place, State] = {}
         self._taking_over: set[int] = set()
         self.take_state()
@@ -169,7 +219,7 @@ class AsynchronousParameters:
         self.optimizer.take_loaded()
         for flat in self._flats:
             flat.all_to_vector()
-        self.store.begin(self.workers, first, until, done)
+        self.store.begin(workers_of(self.shards), first, until, done)
 
     def finish(self) -> list[Version]:
         """Return what counts of the steps since `begin`, in order; all members have its parameters. Collective."""
@@ -179,23 +229,24 @@ class AsynchronousParameters:
             flat.to_parameters()
         return log
 
-    def claim(self) -> int | None:
-        """Return the step that this member is to do, its parameters being in the model; None at the end. Local."""
+    def claim(self, known: Callable[[int], None]) -> int | None:
+        """Return the step that this member is to do, its parameters being in the model; None at the end. Local.
+
+        Args:
+            known: called with the step before parameters are pulled for it.
+        """
         with tracing.span("claim"):
-            step = self.store.claim()
+            step = self.store.claim(known)
         for flat in self._flats:
             flat.to_parameters()
+        for origin, flat in zip(self._origins, self._flats, strict=False):
+            origin.mine[:] = flat.memory.mine
         return step
 
     def push(self, told: Pushed) -> None:
         """Push the gradients that this member has computed. Local."""
         with tracing.span("push"):
             self.store.push(told)
-
-    def scale(self, factor: float) -> None:
-        """Multiply the gradients that this member has computed. Local."""
-        for memory in self._sums.memories:
-            memory.mine[:] *= memory.dtype.type(factor)
 
     def take_state(self) -> None:
         """Take over the optimizer's state, as it is loaded or new: of what this member holds. Local."""
@@ -213,9 +264,12 @@ class AsynchronousParameters:
         """As `hpcvol.elastic.membership.Part`."""
         self.store.abandon()
 
-    def rebuild(self) -> None:
-        """As `hpcvol.elastic.membership.Part`: what counts is with all members, and shards with those that live."""
+    def settle(self) -> None:
+        """Have with all members what counts of what was pushed. Collective; `rebuild` comes next."""
         self.store.settle_knowledge()
+
+    def rebuild(self) -> None:
+        """As `hpcvol.elastic.membership.Part`: shards are with those that live."""
         self.shards.settle(self.optimizer.shards | self._taking_over)
         lines = self.shards.plan(set())
         states = {**self._inherited, **self.optimizer.copied(self.shards, lines)}
@@ -231,13 +285,6 @@ class AsynchronousParameters:
         self.store.close()
         for flat in self._flats:
             flat.move_out()
-
-    @property
-    def workers(self) -> list[int]:
-        """The ranks that compute."""
-        members = self.shards.group.members
-        serving = self.shards.servers if self.shards.dedicated else ()
-        return [rank for rank, member in enumerate(members) if member not in serving]
 
     def _pieces(self, parts: Sequence[Part]) -> list[Held]:
         self._place_of: dict[tuple[int, int, int], tuple[int, int]] = {}
@@ -256,7 +303,6 @@ class AsynchronousParameters:
 
     def _change(self, parts: Sequence[Part], pushed: Sequence[Vector], version: Version) -> None:
         """Apply the optimizer to what this member holds; in the thread that serves."""
-        del parts
         told: Pushed = version.record
         hyperparameters = told.hyperparameters
         if self._spec.rate_by_staleness:
@@ -266,6 +312,14 @@ class AsynchronousParameters:
             if piece.parameter in told.unused:
                 return None
             number, begin = self._place_of[piece.place]
-            return torch.from_numpy(pushed[number])[begin : begin + piece.stop - piece.start]
+            here = slice(begin, begin + piece.stop - piece.start)
+            gradient = torch.from_numpy(pushed[number])[here]
+            if told.scale != 1:
+                gradient = gradient * told.scale
+            if self._spec.compensation:
+                origin = torch.from_numpy(pushed[len(parts) + number])[here]
+                moved = piece.values.data - origin
+                gradient = gradient + self._spec.compensation * gradient * gradient * moved
+            return gradient
 
         self.optimizer.apply(gradient_of, hyperparameters)

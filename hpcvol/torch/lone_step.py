@@ -65,9 +65,9 @@ class LoneStep(Step):
                 if parameter.grad is not None and not bool((finite := parameter.grad.isfinite()).all()):
                     raise not_finite(self.index, f"gradient {name}", float(parameter.grad[~finite][0]))
         limit = run.settings.clip_norm
-        if limit is not None and self.gradient_norm > limit:
-            served.scale(limit / self.gradient_norm)
-        unused = frozenset(i for i, parameter in enumerate(parameters) if parameter.grad is None or not self.weight)
+        scale = 1.0 if limit is None else min(1.0, limit / max(self.gradient_norm, limit))
+        nothing = not self.weight and not gradients.feedbacks
+        unused = frozenset(i for i, parameter in enumerate(parameters) if parameter.grad is None or nothing)
         for parameter in parameters:
             parameter.grad = None  # others read it
         hyperparameters = served.optimizer.hyperparameters()
@@ -82,6 +82,7 @@ class LoneStep(Step):
                 self.metrics,
                 seconds,
                 self.gradient_norm,
+                scale,
                 hyperparameters,
                 unused,
             )

@@ -36,6 +36,11 @@ class Residuals:
         """Learn what members have told with a step, and say what this one has kept of it. Local."""
         if self._feedbacks:
             self.norms = {member: said.get(_NORM, 0.0) for member, said in told.items()}
+            self.tell(saying)
+
+    def tell(self, saying: dict[str, Any]) -> None:
+        """Say what this member has kept. Local."""
+        if self._feedbacks:
             saying[_NORM] = math.hypot(*(feedback.norm for feedback in self._feedbacks.values()))
 
     def inherit(self, leaving: set[int]) -> None:

@@ -112,7 +112,8 @@ class Settings:
         require_verifiable(self.sum, self.verify_share)
         require_dealing(self.sum, self.dealing.kind, robust=robust)
         if self.servers is not None:
-            require_served(robust=robust, encoded=self.codec != "none", share=self.verify_share)
+            stale = self.servers.is_asynchronous
+            require_served(robust=robust, codec=self.codec, stale=stale, share=self.verify_share)
             require_stale(self.sum, stale=self.servers.is_asynchronous)
         if self.supernodes is not None:
             others = {
@@ -345,8 +346,10 @@ class Run:
             self._check_model()
             yield from self._phase(served, until)
             seed_generators(self.settings.seed, self.step, 0, BETWEEN_STEPS)
+            self.residuals.tell(self.membership.saying)
             said = self.membership.attempt(lambda: self.group.gather_objects((self.member, self.membership.saying)))
             self.membership.told = dict(said)
+            self.residuals.committed(self.membership.told, self.membership.saying)
             meets = any(one.get(_MEETS) for _, one in said)
             self.membership.saying.pop(_MEETS, None)
             self.membership.at_boundary()
@@ -374,9 +377,12 @@ class Run:
         self.step = first + len(done)
 
     def _claimed(self, served: AsynchronousParameters) -> Iterator[Step]:
+        def fetch(step: int) -> None:
+            self.loader.prefetch(self.in_passes(self.batching.units(step)))
+
         while True:
             try:
-                index = served.claim()
+                index = served.claim(fetch)
             except LostMemberError:
                 return  # all find out, and meet
             if index is None:
@@ -568,6 +574,8 @@ class Run:
             self.grouping.rebuild()
         if self.served is not None:
             self.served.rebuild()
+        if self.asynchronous is not None:
+            self.asynchronous.settle()
         self.gradients.rebuild()
         if self.rounds is not None:
             self.rounds.rebuild()
@@ -691,7 +699,7 @@ class Run:
         if self.shards is not None and settings.servers is not None:
             asynchronous = settings.servers.is_asynchronous
             sums = self._served_sums = (
-                OwnSums(self.group, settings.bucket_nbytes)
+                OwnSums(self.shards, settings.bucket_nbytes, settings.codec)
                 if asynchronous
                 else ServedSums(self.shards, settings.algorithm, settings.bucket_nbytes)
             )
@@ -725,7 +733,9 @@ class Run:
         if self.shards is None or spec is None or not isinstance(sums, OwnSums):
             return None
         assert isinstance(self.gradients, FloatGradients)
-        return AsynchronousParameters(self.shards, spec, self.parameters, self.optimizer, self.gradients, sums)
+        return AsynchronousParameters(
+            self.shards, spec, self.parameters, self.optimizer, self.gradients, sums, self.settings.seed
+        )
 
     def _serve(self) -> ServedParameters | None:
         if self.shards is None or not isinstance(self._served_sums, ServedSums):

@@ -249,7 +249,7 @@ class TrainConfig(_Section):
         return self
 
 
-_OF_SERVERS = ("servers", "replicas", "max_staleness", "rate_by_staleness")
+_OF_SERVERS = ("servers", "replicas", "max_staleness", "rate_by_staleness", "compensation", "pull")
 
 
 class BetweenConfig(_Section):
@@ -313,6 +313,16 @@ class StrategyConfig(_Section):
         description="Divide the learning rate of a step by 1 and the number of steps that took effect since its "
         "parameters were pulled. With `max_staleness` above 0.",
     )
+    compensation: NonNegativeFloat = Field(
+        default=0.0,
+        description="Correct gradients for what the parameters have become since they were pulled: g + compensation · "
+        "g² · (now - then) by element (DC-ASGD). The parameters go along with each push. With `max_staleness` above 0.",
+    )
+    pull: Literal["exact", "bf16", "fp16"] = Field(
+        default="exact",
+        description="What parameters are rounded to that workers pull from other nodes; servers keep them exactly, and "
+        "so have all where members meet. With `max_staleness` above 0.",
+    )
     groups: PositiveInt | Literal["none", "node", "link"] = Field(
         default="none",
         description="Supernodes that members form: those of each `node`; so many groups of neighbours; or those of "
@@ -321,6 +331,11 @@ class StrategyConfig(_Section):
     between: BetweenConfig = Field(
         default=BetweenConfig(), description="How often supernodes combine what they have, and how it is encoded."
     )
+
+    @property
+    def parameter_server(self) -> ParameterServer:
+        """What servers are to be, where `kind` asks for any."""
+        return ParameterServer(**{name: getattr(self, name) for name in _OF_SERVERS})
 
     @property
     def without_servers(self) -> bool:
@@ -454,18 +469,13 @@ class Config(_Section):
             require_dealing(self.train.sum, self.elastic.dealing, robust=robust)
             served = self.strategy.kind == "parameter_server"
             if served:
-                encoded, share = self.strategy.codec != "none", self.elastic.verify_share
-                require_served(robust=robust, encoded=encoded, share=share)
-                ParameterServer(
-                    self.strategy.servers,
-                    self.strategy.replicas,
-                    self.strategy.max_staleness,
-                    self.strategy.rate_by_staleness,
-                )
-                require_stale(self.train.sum, stale=self.strategy.max_staleness > 0)
+                stale = self.strategy.parameter_server.is_asynchronous
+                require_stale(self.train.sum, stale=stale)
+                share = self.elastic.verify_share
+                require_served(robust=robust, codec=self.strategy.codec, stale=stale, share=share)
             elif not self.strategy.without_servers:
                 raise ConfigError(
-                    "strategy.servers, replicas, max_staleness and rate_by_staleness are for strategy.kind = "
+                    f"strategy.{', '.join(_OF_SERVERS[:-1])} and {_OF_SERVERS[-1]} are for strategy.kind = "
                     '"parameter_server", and kind is "all_reduce": set kind, or leave them out'
                 )
             averaged = self._supernodes_can_be(robust=robust, served=served)

@@ -773,7 +773,7 @@ def _servers(config: Config) -> ParameterServer | None:
     strategy = config.strategy
     if strategy.kind == "all_reduce":
         return None
-    return ParameterServer(strategy.servers, strategy.replicas, strategy.max_staleness, strategy.rate_by_staleness)
+    return strategy.parameter_server
 
 
 def _supernodes(config: Config) -> Supernodes | None:

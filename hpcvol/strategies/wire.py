@@ -1,0 +1,261 @@
+"""How shards lie in memory, and how what is pushed for them and pulled from them is sent: encoded, where asked for.
+
+A push is encoded by shard and vector, so that each holder can decode its own part. Its sender decodes it too: holders
+that read its memory find there what those find that get messages.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hpcvol.codecs import Cast, Codec, Floats, Payload, Seeds
+from hpcvol.codecs.codec import aligned
+from hpcvol.collectives import Vector
+from hpcvol.strategies.layout import Layout
+
+Bytes = Payload
+
+_LENGTH_NBYTES = aligned(8)  # of a payload, in front of it
+
+
+@dataclass(frozen=True)
+class Part:
+    """Neighbouring elements that a member holds.
+
+    Attributes:
+        vector: which of the store's vectors they are of.
+        place: where they are in it.
+        shard: which shard they are of.
+        values: as they are now, in the holder's memory.
+    """
+
+    vector: int
+    place: slice
+    shard: int
+    values: Vector
+
+
+class Plan:
+    """Where each shard's parts lie, one after the other: the same on all members.
+
+    Args:
+        layouts: of the vectors.
+        dtypes: of them.
+        holders: the ranks of each shard.
+
+    Attributes:
+        parts: of each shard: vector, and where in it.
+        nbytes: of each shard, as it is.
+    """
+
+    def __init__(
+        self, layouts: Sequence[Layout], dtypes: "Sequence[np.dtype[Any]]", holders: Sequence[Sequence[int]]
+    ) -> None:
+        portions = [layout.portions(len(holders)) for layout in layouts]
+        self.parts: list[list[tuple[int, slice]]] = [
+            [(vector, part) for vector, cut in enumerate(portions) for part in cut[shard] if part.start < part.stop]
+            for shard in range(len(holders))
+        ]
+        self.dtypes = dtypes
+        self.nbytes = [sum(self._room(vector, part) for vector, part in parts) for parts in self.parts]
+        self._holders = holders
+
+    def held(self, rank: int) -> list[int]:
+        """Return the shards that `rank` holds."""
+        return [shard for shard, ranks in enumerate(self._holders) if rank in ranks]
+
+    def room(self, shards: Sequence[int]) -> int:
+        """Return the bytes that `shards` take."""
+        return sum(self.nbytes[shard] for shard in shards)
+
+    def views(self, memory: Bytes, shards: Sequence[int]) -> list[Part]:
+        """Return the parts of `shards`, one after the other in `memory`."""
+        found, offset = [], 0
+        for shard in shards:
+            for vector, place in self.parts[shard]:
+                dtype = self.dtypes[vector]
+                nbytes = (place.stop - place.start) * dtype.itemsize
+                found.append(Part(vector, place, shard, memory[offset : offset + nbytes].view(dtype)))
+                offset += self._room(vector, place)
+        return found
+
+    def _room(self, vector: int, place: slice) -> int:
+        return aligned((place.stop - place.start) * self.dtypes[vector].itemsize)
+
+
+class Wire:
+    """What pushes and pulls are, as they are sent. Local; one thread may encode while another one decodes.
+
+    Args:
+        plan: where shards lie.
+        codec: of what is pushed; None: as it is.
+        seed: of what a codec draws; the same on all members.
+        along: whether vectors go along with a push, of the same lengths, as they are.
+        pulled: what those who pull may have it rounded to.
+    """
+
+    def __init__(self, plan: Plan, codec: Codec | None, seed: int, *, along: bool, pulled: Cast | None) -> None:
+        self._plan = plan
+        self._codec = codec
+        self._seed = seed
+        self._along = along
+        self._pulled = pulled
+        self._payloads: dict[tuple[int, int], Payload] = {}
+        # By shard: each vector that it has something of, where, and how many elements.
+        self._places: list[list[tuple[int, list[slice], int]]] = []
+        for parts in plan.parts:
+            places: dict[int, list[slice]] = {}
+            for vector, place in parts:
+                places.setdefault(vector, []).append(place)
+            self._places.append(
+                [(vector, own, sum(one.stop - one.start for one in own)) for vector, own in places.items()]
+            )
+
+    def room(self, shards: Sequence[int]) -> int:
+        """Return the bytes that a push for `shards` takes at most."""
+        raw = self._plan.room(shards)
+        if self._codec is None:
+            return raw * (2 if self._along else 1)
+        coded = sum(
+            _LENGTH_NBYTES + aligned(self._codec.room(numel, self._plan.dtypes[vector]))
+            for shard in shards
+            for vector, _, numel in self._places[shard]
+        )
+        return coded + (raw if self._along else 0)
+
+    def encode(self, vector: int, values: Vector, residual: Floats | None, step: int, own: Seeds) -> None:
+        """Encode one vector of a push, of which `values` becomes what it stands for.
+
+        Args:
+            vector: which.
+            values: of it, by this member.
+            residual: as `Codec.encode`, of the whole vector; changed.
+            step: that it is of.
+            own: of what this member draws for itself, and its steps so far.
+        """
+        codec = self._codec
+        if codec is None:
+            return
+        rows = None if residual is None else residual.reshape(codec.residual_rows, -1)
+        for shard, vectors in enumerate(self._places):
+            for place in (places for one, places, _ in vectors if one == vector):
+                x = np.concatenate([values[part] for part in place])
+                kept = None
+                if rows is not None:
+                    kept = np.concatenate([rows[:, part] for part in place], axis=1).reshape(-1)
+                payload = np.empty(codec.room(x.size, x.dtype), np.uint8)
+                seeds = own._replace(common=self._common(step, shard, vector))
+                payload = payload[: codec.encode(x, kept, seeds, payload)]
+                self._payloads[shard, vector] = payload
+                x.fill(0)
+                codec.accumulate(payload, seeds, x)
+                _spread(x, [values[part] for part in place])
+                if rows is not None and kept is not None:
+                    for row, mine in zip(rows, kept.reshape(len(rows), -1), strict=True):
+                        _spread(mine, [row[part] for part in place])
+
+    def pack(self, shards: Sequence[int], pushed: Sequence[Vector], along: Sequence[Vector]) -> Bytes:
+        """Return a push for who holds `shards`; what is encoded was given to `encode`."""
+        memory = np.empty(self.room(shards), np.uint8)
+        offset = 0
+        if self._codec is None:
+            offset = self._copy(shards, pushed, memory)
+        else:
+            for shard in shards:
+                for vector, _, _ in self._places[shard]:
+                    payload = self._payloads[shard, vector]
+                    memory[offset : offset + 8].view(np.int64)[0] = payload.size
+                    offset += _LENGTH_NBYTES
+                    memory[offset : offset + payload.size] = payload
+                    offset += aligned(payload.size)
+        if self._along:
+            offset += self._copy(shards, along, memory[offset:])
+        return memory[:offset]
+
+    def unpack(self, memory: Bytes, shards: Sequence[int], step: int) -> list[Vector]:
+        """Return what was pushed for each part of `shards`, and behind these what went along for each.
+
+        Args:
+            memory: of at least what `pack` has returned.
+            shards: as there.
+            step: that it is of.
+        """
+        found: list[Vector] = []
+        offset = 0
+        if self._codec is None:
+            found = [part.values for part in self._plan.views(memory, shards)]
+            offset = self._plan.room(shards)
+        else:
+            for shard in shards:
+                for vector, places, numel in self._places[shard]:
+                    length = int(memory[offset : offset + 8].view(np.int64)[0])
+                    offset += _LENGTH_NBYTES
+                    x = np.zeros(numel, self._plan.dtypes[vector])
+                    seeds = Seeds(self._common(step, shard, vector), 0)
+                    self._codec.accumulate(memory[offset : offset + length], seeds, x)
+                    offset += aligned(length)
+                    ends = np.cumsum([place.stop - place.start for place in places])[:-1]
+                    found += np.split(x, ends)
+        if self._along:
+            found += [part.values for part in self._plan.views(memory[offset:], shards)]
+        return found
+
+    def pulled_nbytes(self, shards: Sequence[int], *, exactly: bool) -> int:
+        """Return the bytes that are sent to who pulls `shards`."""
+        if exactly or self._pulled is None:
+            return self._plan.room(shards)
+        codec = self._pulled
+        return sum(
+            aligned(codec.room(place.stop - place.start, self._plan.dtypes[vector]))
+            for shard in shards
+            for vector, place in self._plan.parts[shard]
+        )
+
+    def give(self, shards: Sequence[int], held: Sequence[Part], memory: Bytes, *, exactly: bool) -> None:
+        """Write to `memory` what is sent to who pulls `shards`, out of what is `held`."""
+        values = {(part.shard, part.vector, part.place.start): part.values for part in held}
+        if exactly or self._pulled is None:
+            for part in self._plan.views(memory, shards):
+                part.values[:] = values[part.shard, part.vector, part.place.start]
+            return
+        offset = 0
+        for shard in shards:
+            for vector, place in self._plan.parts[shard]:
+                mine = values[shard, vector, place.start]
+                room = self._pulled.room(mine.size, mine.dtype)
+                self._pulled.encode(mine, None, Seeds(0, 0), memory[offset : offset + room])
+                offset += aligned(room)
+
+    def take(self, memory: Bytes, shards: Sequence[int], into: Sequence[Vector], *, exactly: bool) -> None:
+        """Have in the vectors `into` what `give` wrote."""
+        if exactly or self._pulled is None:
+            for part in self._plan.views(memory, shards):
+                into[part.vector][part.place] = part.values
+            return
+        offset = 0
+        for shard in shards:
+            for vector, place in self._plan.parts[shard]:
+                mine = into[vector][place]
+                room = self._pulled.room(mine.size, mine.dtype)
+                mine.fill(0)
+                self._pulled.accumulate(memory[offset : offset + room], Seeds(0, 0), mine)
+                offset += aligned(room)
+
+    def _common(self, step: int, shard: int, vector: int) -> int:
+        """Return the chances of one encoding that whoever decodes it knows too."""
+        number = (step * len(self._places) + shard) * len(self._plan.dtypes) + vector
+        return Seeds.of(self._seed, number, 0).common
+
+    def _copy(self, shards: Sequence[int], vectors: Sequence[Vector], memory: Bytes) -> int:
+        for part in self._plan.views(memory, shards):
+            part.values[:] = vectors[part.vector][part.place]
+        return self._plan.room(shards)
+
+
+def _spread(whole: Vector, parts: Sequence[Vector]) -> None:
+    start = 0
+    for part in parts:
+        part[:] = whole[start : start + part.size]
+        start += part.size
