@@ -126,6 +126,98 @@ def test_rates_are_divided_by_staleness(group: Group) -> None:
         assert any(one.missed for one in run.counted)
 
 
+@pytest.mark.parametrize("clip_norm", [None, 0.5])
+def test_gradients_are_corrected_by_what_parameters_have_become(group: Group, clip_norm: float | None) -> None:
+    """The loss is 2w: the gradient is 2 (0.5 where it is clipped), and each step can be computed from those before."""
+    if group.size != 2:
+        pytest.skip("two")
+    model = nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        model.weight.zero_()
+    spec = ParameterServer(max_staleness=math.inf, compensation=0.3)
+    with closing(make_run(group, model, numbers(40, 1), settings(spec, clip_norm=clip_norm), sgd)) as run:
+        mine = {}
+        for step in run.steps(12):
+            mine[step.index] = float(model.weight.detach())
+            for _ in step:
+                time.sleep(0.002 * group.rank)
+                step.backward(2 * model.weight.sum())
+        pulled = {index: value for part in group.gather_objects(mine) for index, value in part.items()}
+        now, gradient, corrections = 0.0, clip_norm or 2.0, 0
+        for one in run.counted:
+            moved = now - pulled[one.index]
+            corrections += abs(moved) > 1e-3
+            now -= 0.1 * (gradient + 0.3 * gradient**2 * moved)
+        assert corrections
+        assert float(model.weight.detach()) == pytest.approx(now, rel=1e-5)
+
+
+class Sometimes(nn.Module):
+    """Uses its second layer in every other unit only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 300)
+        self.second = nn.Linear(6, 300)
+
+    def forward(self, x: torch.Tensor, number: int) -> torch.Tensor:
+        return self.first(x).sum() + (self.second(x).sum() if number % 2 else 0.0)
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_what_was_not_pushed_is_pushed_later(group: Group, hosts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without momentum or clipping the weights lack of the sum of gradients what members have kept, and no more."""
+    if group.size < hosts:
+        pytest.skip("needs more members")
+    spec = ParameterServer(max_staleness=2, pull="bf16")
+    with nullcontext(group) if hosts == 1 else hosts_of(group, monkeypatch) as members:
+        given = settings(spec, clip_norm=None, codec="topk:0.1")
+        with closing(make_run(members, Sometimes(), numbers(60), given, plain_sgd)) as run:
+            # Gradients do not depend on the parameters.
+            before = {name: p.detach().clone() for name, p in run.parameters}
+            sums = {name: torch.zeros_like(p) for name, p in run.parameters}
+            for step in run.steps(25):
+                for unit in step:
+                    weight = len(unit["x"])
+                    loss = run.model(unit["x"], step.index) / weight
+                    found = torch.autograd.grad(
+                        loss, list(run.model.parameters()), retain_graph=True, allow_unused=True
+                    )
+                    for (name, _), gradient in zip(run.parameters, found, strict=True):
+                        if gradient is not None:
+                            sums[name] += gradient * weight / 12
+                    step.backward(loss)
+            kept = run.residuals.gathered()["float32"]
+            assert group.gather_objects(run.residuals.norms) == [run.residuals.norms] * members.size
+            assert run.residuals.norms.keys() == set(members.members)
+            missing = 0.0
+            for name, parameter in run.parameters:
+                wanted = before[name] - sum(members.gather_objects(sums[name]))
+                missing += float((parameter.detach() - wanted).sum())
+            assert missing == pytest.approx(float(kept.sum()), rel=1e-3, abs=1e-2)
+            assert float(kept.abs().sum()) > 1
+        members.barrier()
+
+
+def plain_sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=1.0)
+
+
+def test_encoded_runs_learn(group: Group) -> None:
+    def gained(codec: str) -> float:
+        spec = ParameterServer(max_staleness=4)
+        with closing(make_run(group, built(Regression), numbers(60), settings(spec, codec=codec), slow_sgd)) as run:
+            before = run.evaluate(lambda unit: run.model(**unit), numbers(60)).loss
+            train(run, 30)
+            assert sorted(one.index for one in run.counted) == list(range(30))
+            assert group.gather_objects(weights(run)) == [weights(run)] * group.size
+            return before - run.evaluate(lambda unit: run.model(**unit), numbers(60)).loss
+
+    plainly = gained("none")
+    assert gained("int8") == pytest.approx(plainly, rel=0.3)
+    assert gained("topk:0.1") > 0.5 * plainly > 0
+
+
 def test_what_cannot_be_is_refused(group: Group) -> None:
     stale = ParameterServer(max_staleness=2)
     with pytest.raises(ConfigError, match=r"strategy.max_staleness above 0 with sum = .exact."):
@@ -135,6 +227,17 @@ def test_what_cannot_be_is_refused(group: Group) -> None:
             ParameterServer(max_staleness=bad)
     with pytest.raises(ConfigError, match=r"strategy.rate_by_staleness: no step is stale"):
         ParameterServer(rate_by_staleness=True)
+    with pytest.raises(ConfigError, match=r"strategy.compensation = -1"):
+        ParameterServer(max_staleness=2, compensation=-1)
+    with pytest.raises(ConfigError, match=r"strategy.compensation: no step is stale"):
+        ParameterServer(compensation=0.1)
+    with pytest.raises(ConfigError, match=r'strategy.pull = "int8": expected one of "exact", "bf16", "fp16"'):
+        ParameterServer(max_staleness=2, pull="int8")
+    with pytest.raises(ConfigError, match=r'strategy.pull = "bf16" with strategy.max_staleness = 0'):
+        ParameterServer(pull="bf16")
+    for codec in ("powersgd:2", "auto"):
+        with pytest.raises(ConfigError, match=rf'strategy.codec = "{codec}" with strategy.max_staleness above 0'):
+            settings(stale, codec=codec)
     model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
     with closing(make_run(group, model, numbers(40), settings(stale))) as run:
         error = None
