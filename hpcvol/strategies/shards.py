@@ -83,17 +83,26 @@ class Shards:
         works = not self.dedicated or bool(members - set(self.servers))
         return works and not self.lost(leaving)
 
-    def settle(self, held: Collection[int]) -> None:
+    def settle(self, held: Collection[int], layouts: Sequence[Layout]) -> None:
         """Find out who really holds what, after members have changed. Collective.
 
         Args:
             held: what this member holds, or is about to.
+            layouts: of what is in the shards.
 
         Raises:
             MemberError: nobody is left who holds some shard, or nobody who computes; on all members.
         """
         group = self.group
-        told = group.gather_objects((self.holders, sorted(held)))
+        empty: set[int] = set()
+        if group.members[group.rank] in self.servers:  # there are such where parameters are few: no death loses them
+            portions = [layout.portions(self.number) for layout in layouts]
+            empty = {
+                shard
+                for shard in range(self.number)
+                if all(part.start == part.stop for portion in portions for part in portion[shard])
+            }
+        told = group.gather_objects((self.holders, sorted(empty.union(held))))
         listed = told[0][0]  # a try that failed half way may have left others elsewhere
         members = group.members
         for shard in range(self.number):

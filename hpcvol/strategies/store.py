@@ -317,7 +317,7 @@ class Store:
         begun, held = zip(*group.gather_objects((self._begun, mine)), strict=True)
         if not any(begun):
             return
-        for shard in range(self._shards.number):
+        for shard in (shard for shard, nbytes in enumerate(self._plan.nbytes) if nbytes):
             source = next(rank for rank, shards in enumerate(held) if shard in shards)
             payload = np.zeros(self._plan.nbytes[shard], np.uint8)
             views = self._plan.views(payload, [shard])
@@ -325,8 +325,7 @@ class Store:
                 own = [part for part in self.parts if part.shard == shard]
                 for view, part in zip(views, own, strict=True):
                     view.values[:] = part.values
-            if payload.size:
-                broadcast(group, payload.view(np.int32), source)
+            broadcast(group, payload.view(np.int32), source)
             for view in views:
                 self._pulled[view.vector][view.place] = view.values
 

@@ -270,7 +270,7 @@ class AsynchronousParameters:
 
     def rebuild(self) -> None:
         """As `hpcvol.elastic.membership.Part`: shards are with those that live."""
-        self.shards.settle(self.optimizer.shards | self._taking_over)
+        self.shards.settle(self.optimizer.shards | self._taking_over, [flat.layout for flat in self._flats])
         lines = self.shards.plan(set())
         states = {**self._inherited, **self.optimizer.copied(self.shards, lines)}
         self.shards.copied(lines)

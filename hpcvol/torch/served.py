@@ -117,7 +117,7 @@ class ServedParameters:
         Raises:
             MemberError: there is one that nobody holds any more; on all members.
         """
-        self.shards.settle(self.optimizer.shards)
+        self.shards.settle(self.optimizer.shards, [flat.layout for flat in self._flats])
         self._copy_shards(set())
         self._set_up_pulls(self._sums.algorithm)
 

@@ -92,6 +92,41 @@ def test_a_member_that_stands_still_is_killed_by_its_host(project: Project, run_
     assert what_decides(project.summary("struck")) == what_decides(project.summary("quiet"))
 
 
+STALE = ("strategy.kind=parameter_server", "train.sum=float", "strategy.replicas=1")
+STALE_PLANS: dict[str, tuple[tuple[str, ...], list[list[Any]]]] = {
+    "asynchronous: a worker as it pushes, the head as it applies": (
+        ("strategy.max_staleness=inf",),
+        [[3, "push", 4], [0, "optimizer", 9]],
+    ),
+    "bounded: a mirrored server as it applies, its worker's claim": (
+        ("strategy.max_staleness=2", "strategy.codec=topk:0.25"),
+        [[1, "optimizer", 7], [2, "claim", 5]],
+    ),
+}
+
+
+@pytest.mark.limit_seconds(500)
+@pytest.mark.parametrize("plan", STALE_PLANS)
+def test_every_push_is_in_the_ledger_once(plan: str, project: Project, run_program: RunProgram) -> None:
+    """The ledger is replayed: each version is one step of one worker, and each sample is there once."""
+    keys, strikes = STALE_PLANS[plan]
+    strike_in(project)
+    more = [part for key in (*STALE, *keys, "train.steps=30", "checkpoint.every_steps=10") for part in ("--set", key)]
+    said = train(project, run_program, "struck", 4, strikes, *more)
+    assert "died: " in said
+    lines = ledger(project, "struck")
+    versions = [line for line in lines if "event" not in line]
+    assert [line["version"] for line in versions] == list(range(1, 31))
+    assert sorted(line["step"] for line in versions) == list(range(30))
+    victims = {member for member, *_ in strikes}
+    deaths = [line for line in lines if line.get("event") == "death"]
+    assert {int(who.split()[1]) for line in deaths for who in line["who"]} == victims
+    assert all(len(line["members"]) == 1 for line in versions)
+    # It replays all units of all steps, and each checkpoint's weights.
+    found = verify_run(project.folder / "struck")
+    assert (found.damaged, found.notes) == ([], [])
+
+
 def ledger(project: Project, run: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (project.folder / run / "ledger.jsonl").read_text().splitlines()]
 
