@@ -333,11 +333,6 @@ class StrategyConfig(_Section):
     )
 
     @property
-    def parameter_server(self) -> ParameterServer:
-        """What servers are to be, where `kind` asks for any."""
-        return ParameterServer(**{name: getattr(self, name) for name in _OF_SERVERS})
-
-    @property
     def without_servers(self) -> bool:
         """Whether nothing is said of servers."""
         nothing = {name: StrategyConfig.model_fields[name].default for name in _OF_SERVERS}
@@ -469,7 +464,7 @@ class Config(_Section):
             require_dealing(self.train.sum, self.elastic.dealing, robust=robust)
             served = self.strategy.kind == "parameter_server"
             if served:
-                stale = self.strategy.parameter_server.is_asynchronous
+                stale = ParameterServer(**{name: getattr(self.strategy, name) for name in _OF_SERVERS}).is_asynchronous
                 require_stale(self.train.sum, stale=stale)
                 share = self.elastic.verify_share
                 require_served(robust=robust, codec=self.strategy.codec, stale=stale, share=share)

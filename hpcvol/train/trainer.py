@@ -773,7 +773,14 @@ def _servers(config: Config) -> ParameterServer | None:
     strategy = config.strategy
     if strategy.kind == "all_reduce":
         return None
-    return strategy.parameter_server
+    return ParameterServer(
+        strategy.servers,
+        strategy.replicas,
+        strategy.max_staleness,
+        strategy.rate_by_staleness,
+        strategy.compensation,
+        strategy.pull,
+    )
 
 
 def _supernodes(config: Config) -> Supernodes | None:
