@@ -143,7 +143,7 @@ def digits(quick: bool) -> Task:
         return found
 
     train, val = TensorDataset(x[:split], y[:split]), TensorDataset(x[split:], y[split:])
-    steps = 24 if quick else 300
+    steps = 12 if quick else 300
     return Task("digits", lambda: build(64, 0.0), train, val, loss, sgd, 0.003, 1 / 5, steps, steps // 6)
 
 
@@ -161,7 +161,7 @@ def gpt(quick: bool) -> Task:
         found: torch.Tensor = model(unit["x"])["loss"]
         return found
 
-    steps = 24 if quick else 120
+    steps = 12 if quick else 120
     pairs = [TensorDataset(part, torch.zeros(len(part))) for part in (train, val)]
     return Task("gpt", lambda: build(64, 2, 2, context, 1), *pairs, loss, adamw, 0.015, 1 / 3, steps, steps // 6)
 

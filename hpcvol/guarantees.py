@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hpcvol.codecs import AUTO, AnyCodec, LowRank, parse
 from hpcvol.errors import ConfigError
 
 
@@ -171,21 +170,28 @@ def require_dealing(sum: str, dealing: str, *, robust: bool) -> None:
         )
 
 
-def require_served(*, robust: bool, codec: AnyCodec, stale: bool, share: float) -> None:
+def require_served(*, robust: bool, encoded: bool, stale: bool, alone: bool, share: float) -> None:
     """Return if servers can hold the parameters of a run.
+
+    Args:
+        robust: whether gradients are combined so that outliers cannot decide.
+        encoded: whether they are encoded.
+        stale: whether each member pushes its own.
+        alone: whether a codec, if there is one, encodes a member's gradients by themselves.
+        share: of units that two members compute.
 
     Raises:
         ConfigError: they cannot; says what is in the way.
     """
     others = {
         "strategy.combine": robust,
-        "strategy.codec": codec != "none" and not stale,
+        "strategy.codec": encoded and not stale,
         "elastic.verify_share": bool(share),
     }
-    if stale and (codec == AUTO or isinstance(parse(codec), LowRank)):
+    if stale and encoded and not alone:
         raise ConfigError(
-            f'strategy.codec = "{codec}" with strategy.max_staleness above 0: each push is encoded by itself, and what '
-            'to choose or to factorise takes all members at once; name another codec, such as "int8" or "topk:0.01"'
+            "strategy.codec with strategy.max_staleness above 0: each push is encoded by itself, and `auto` and "
+            '`powersgd` take all members at once; name another codec, such as "int8" or "topk:0.01"'
         )
     if found := [key for key, on in others.items() if on]:
         raise ConfigError(

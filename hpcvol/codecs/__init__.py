@@ -8,7 +8,7 @@ from hpcvol.codecs.cast import Cast
 from hpcvol.codecs.codec import Codec, Floats, Payload, Seeds
 from hpcvol.codecs.low_rank import LowRank
 from hpcvol.codecs.momentum import Momentum
-from hpcvol.codecs.names import AUTO, AnyCodec, parse
+from hpcvol.codecs.names import AUTO, AnyCodec, encodes_alone, parse
 from hpcvol.codecs.quantise import Quantise
 from hpcvol.codecs.sparsify import Sparsify
 
@@ -24,5 +24,6 @@ __all__ = [
     "Quantise",
     "Seeds",
     "Sparsify",
+    "encodes_alone",
     "parse",
 ]

@@ -53,6 +53,15 @@ def parse(text: AnyCodec) -> Codec | LowRank | None:
     return codec
 
 
+def encodes_alone(text: AnyCodec) -> bool:
+    """Return whether a member can encode by itself what another decodes: not so where all have to do it together.
+
+    Raises:
+        ConfigError: as `parse`.
+    """
+    return text != AUTO and not isinstance(parse(text), LowRank)
+
+
 def _checked(codec: Codec | LowRank) -> Codec | LowRank:
     """Refuse what is no codec before members disagree about it, or fail in the middle of a step."""
     if isinstance(codec, LowRank | Momentum):

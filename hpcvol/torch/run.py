@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from hpcvol import tracing
-from hpcvol.codecs import AnyCodec, Momentum
+from hpcvol.codecs import AnyCodec, Momentum, encodes_alone
 from hpcvol.codecs import parse as parse_codec
 from hpcvol.collectives import Algorithm
 from hpcvol.comm import Group, doing, together
@@ -113,7 +113,8 @@ class Settings:
         require_dealing(self.sum, self.dealing.kind, robust=robust)
         if self.servers is not None:
             stale = self.servers.is_asynchronous
-            require_served(robust=robust, codec=self.codec, stale=stale, share=self.verify_share)
+            encoded, alone = self.codec != "none", encodes_alone(self.codec)
+            require_served(robust=robust, encoded=encoded, stale=stale, alone=alone, share=self.verify_share)
             require_stale(self.sum, stale=self.servers.is_asynchronous)
         if self.supernodes is not None:
             others = {

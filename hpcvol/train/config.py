@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from hpcvol.codecs import encodes_alone
 from hpcvol.codecs import parse as parse_codec
 from hpcvol.collectives import Algorithm
 from hpcvol.comm.launch import DETECT_SECONDS
@@ -467,7 +468,8 @@ class Config(_Section):
                 stale = ParameterServer(**{name: getattr(self.strategy, name) for name in _OF_SERVERS}).is_asynchronous
                 require_stale(self.train.sum, stale=stale)
                 share = self.elastic.verify_share
-                require_served(robust=robust, codec=self.strategy.codec, stale=stale, share=share)
+                encoded, alone = self.strategy.codec != "none", encodes_alone(self.strategy.codec)
+                require_served(robust=robust, encoded=encoded, stale=stale, alone=alone, share=share)
             elif not self.strategy.without_servers:
                 raise ConfigError(
                     f"strategy.{', '.join(_OF_SERVERS[:-1])} and {_OF_SERVERS[-1]} are for strategy.kind = "
