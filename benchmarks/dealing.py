@@ -1,6 +1,6 @@
 """Units dealt to unequal members: one of four is ten times slower. Equal, static and dynamic dealing beside each other.
 
-A unit sleeps, so that four members need no four cores, and there are 64 a step. `of_speeds` is how long a step would
+A unit sleeps, so that four members need no four cores, and there are 64 a step (16 with --quick). `of_speeds` is how long a step would
 take if all members were busy from its beginning to its end, at the speeds that they have measured, beside how long it
 took: 1 is out of reach for units that cannot be cut.
 
@@ -21,7 +21,7 @@ from hpcvol.comm import Group
 from hpcvol.comm import start as start_mpi
 from hpcvol.elastic.dealing import Kind
 
-UNITS = 64
+UNITS, QUICK_UNITS = 64, 16
 UNIT_SECONDS = 0.03
 TIMES_SLOWER = 10
 CONTENDERS = [kind for kind in get_args(Kind) if kind != "auto"]
@@ -30,12 +30,12 @@ WARM_UP = 3  # steps, after which speeds are known
 Step = Callable[[], float]
 
 
-def stepper(kind: Kind, group: Group) -> tuple[hpcvol.Run, Step]:
+def stepper(kind: Kind, units: int, group: Group) -> tuple[hpcvol.Run, Step]:
     """Return a run, and a function that computes a step and returns the seconds that it took here."""
     torch.manual_seed(0)
     model = torch.nn.Linear(8, 1)
-    samples = TensorDataset(torch.randn(UNITS, 8), torch.randn(UNITS, 1))
-    run = hpcvol.start(model, torch.optim.SGD(model.parameters(), 0.01), samples, UNITS, 1, dealing=kind)
+    samples = TensorDataset(torch.randn(units, 8), torch.randn(units, 1))
+    run = hpcvol.start(model, torch.optim.SGD(model.parameters(), 0.01), samples, units, 1, dealing=kind)
     steps = run.steps(1 << 30)
     seconds = UNIT_SECONDS * (TIMES_SLOWER if group.rank == group.size - 1 > 0 else 1)
 
@@ -55,7 +55,8 @@ def main() -> None:
     """Measure, and publish from rank 0."""
     options = arguments(str(__doc__).splitlines()[0]).parse_args()
     group = start_mpi()
-    made = {kind: stepper(kind, group) for kind in CONTENDERS}
+    units = QUICK_UNITS if options.quick else UNITS
+    made = {kind: stepper(kind, units, group) for kind in CONTENDERS}
     found: dict[str, list[float]] = {kind: [] for kind in CONTENDERS}
     ratios: dict[str, list[float]] = {kind: [] for kind in CONTENDERS}
     for turn in range(WARM_UP + (2 if options.quick else 10)):
@@ -63,9 +64,9 @@ def main() -> None:
             seconds = max(group.gather_objects(step()))
             if turn >= WARM_UP:
                 found[kind].append(seconds)
-                ratios[kind].append(UNITS / sum(1 / one for one in run.dealing.seconds.values()) / seconds)
+                ratios[kind].append(units / sum(1 / one for one in run.dealing.seconds.values()) / seconds)
     if group.rank == 0:
-        case = f"{UNITS} units, one member {TIMES_SLOWER} times slower"
+        case = f"{units} units, one member {TIMES_SLOWER} times slower"
         rows = [Row(f"hpcvol_{kind}", case, 0, group.size, found[kind], extra(ratios[kind])) for kind in CONTENDERS]
         publish("dealing", rows, options.json)
 
