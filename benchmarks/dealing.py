@@ -1,8 +1,8 @@
 """Units dealt to unequal members: one of four is ten times slower. Equal, static and dynamic dealing beside each other.
 
-A unit sleeps, so that four members need no four cores, and there are 64 a step (16 with --quick). `of_speeds` is how long a step would
-take if all members were busy from its beginning to its end, at the speeds that they have measured, beside how long it
-took: 1 is out of reach for units that cannot be cut.
+A unit sleeps, so that four members need no four cores, and there are 64 a step (16 with --quick). `of_speeds` is how
+long a step would take if all members were busy from its beginning to its end, at the speeds that they have measured,
+beside how long it took: 1 is out of reach for units that cannot be cut.
 
     mpiexec -n 4 python benchmarks/dealing.py [--json FILE] [--quick]
 """

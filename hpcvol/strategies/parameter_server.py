@@ -39,6 +39,10 @@ class ParameterServer:
             since: g + compensation · g² · (now - then) by element; the parameters that it was computed from are sent
             with it. Zheng et al., "Asynchronous Stochastic Gradient Descent with Delay Compensation", ICML 2017 (there
             called λ).
+        elastic_averaging: with max_staleness above 0, above 0: each worker trains parameters of its own, with the
+            optimizer's state its own too, and after each step its and the servers' are drawn towards each other by so
+            much of what is between them. Zhang, Choromanska, LeCun: "Deep Learning with Elastic Averaging SGD", NIPS
+            2015, algorithm 1 with a period of 1 (there called α; 0.9 divided by the number of workers is its default).
         pull: with max_staleness above 0, "bf16" or "fp16" rounds parameters that workers pull from other nodes; those
             that are kept, and those that all have where members meet, are exact.
 
@@ -51,6 +55,7 @@ class ParameterServer:
     max_staleness: float = 0
     rate_by_staleness: bool = False
     compensation: float = 0.0
+    elastic_averaging: float = 0.0
     pull: str = "exact"
 
     def __post_init__(self) -> None:
@@ -63,12 +68,21 @@ class ParameterServer:
                 f"strategy.max_staleness = {self.max_staleness}: expected 0 (synchronous), a whole number of steps, or "
                 "inf (asynchronous)"
             )
-        if self.rate_by_staleness and not self.is_asynchronous:
-            raise ConfigError("strategy.rate_by_staleness: no step is stale where strategy.max_staleness = 0")
         if not 0 <= self.compensation < math.inf:
             raise ConfigError(f"strategy.compensation = {self.compensation}: expected a number of 0 or more")
-        if self.compensation and not self.is_asynchronous:
-            raise ConfigError("strategy.compensation: no step is stale where strategy.max_staleness = 0")
+        if not 0 <= self.elastic_averaging < 1:
+            raise ConfigError(
+                f"strategy.elastic_averaging = {self.elastic_averaging}: expected 0, or a share below 1, such as 0.9 "
+                "divided by the number of workers"
+            )
+        of_stale = [name for name in ("rate_by_staleness", "compensation", "elastic_averaging") if getattr(self, name)]
+        if of_stale and not self.is_asynchronous:
+            raise ConfigError(f"strategy.{of_stale[0]}: no step is stale where strategy.max_staleness = 0")
+        if self.elastic_averaging and len(of_stale) > 1:
+            raise ConfigError(
+                f"strategy.elastic_averaging does not go together with {of_stale[0]}: a worker's gradients are applied "
+                "by itself, and are not stale; leave one out"
+            )
         if self.pull not in PULLS:
             known = ", ".join(f'"{one}"' for one in PULLS)
             raise ConfigError(f'strategy.pull = "{self.pull}": expected one of {known}')

@@ -144,7 +144,8 @@ class Store:
         self._node_of = {rank: place for place, ranks in enumerate(self._nodes) for rank in ranks}
         self._plan = Plan(self._layouts, [one.dtype for one in self._pushed], holders)
         self._wire = Wire(self._plan, self._codec, self._seed, along=bool(self._along), pulled=self._pull_codec)
-        self._holders = holders
+        # Where parameters are few there are shards of nothing, which nobody need push to or pull.
+        self._holders = [ranks if nbytes else [] for ranks, nbytes in zip(holders, self._plan.nbytes, strict=True)]
         self._head = min(rank for ranks in holders for rank in ranks)
         room = _LINE_NBYTES + self._plan.room(self._plan.held(group.rank))
         self._memory = allocate(group, room)
@@ -342,7 +343,7 @@ class Store:
         Raises:
             LostMemberError: nobody is left who holds some shard; the head knows that this member gives up.
         """
-        missing = set(range(len(self._holders)))
+        missing = {shard for shard, ranks in enumerate(self._holders) if ranks}
         dead: set[int] = set()
         while missing:
             dead |= self._mailbox.failed

@@ -7,6 +7,7 @@ rate of a step is that of its number.
 References:
     Ho et al., "More Effective Distributed ML via a Stale Synchronous Parallel Parameter Server", NIPS 2013.
     Zhang et al., "Staleness-aware Async-SGD for Distributed Deep Learning", IJCAI 2016: a rate divided by staleness.
+    Zhang, Choromanska, LeCun: "Deep Learning with Elastic Averaging SGD", NIPS 2015, algorithm 1.
     Zheng et al., "Asynchronous Stochastic Gradient Descent with Delay Compensation", ICML 2017, algorithm 2.
 """
 
@@ -14,6 +15,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from hpcvol import tracing
@@ -31,6 +33,7 @@ from hpcvol.strategies.store import Store
 from hpcvol.strategies.wire import Part
 from hpcvol.torch.counted import CountedStep
 from hpcvol.torch.float_sum import FloatGradients
+from hpcvol.torch.local_optimizer import LocalOptimizer
 from hpcvol.torch.sharded_optimizer import Flat, Held, Place, ShardedOptimizer, State
 from hpcvol.torch.step import Share
 
@@ -93,6 +96,7 @@ class OwnSums(AllReduce):
         shards: who holds what; the others compute, or all do.
         bucket_nbytes: how many bytes of gradients are in a bucket.
         codec: of what is pushed.
+        at_once: whether gradients are pushed, and so encoded as soon as they are means.
 
     Attributes:
         memories: of gradients, by vector.
@@ -100,9 +104,11 @@ class OwnSums(AllReduce):
         encode: encodes a vector; set by who pushes.
     """
 
-    def __init__(self, shards: Shards, bucket_nbytes: int, codec: AnyCodec) -> None:
+    def __init__(self, shards: Shards, bucket_nbytes: int, codec: AnyCodec, *, at_once: bool) -> None:
         super().__init__(shards.group, bucket_nbytes=bucket_nbytes, codec=codec)
         self._shards = shards
+        self._feedbacks: dict[int, Feedback | None] = {}
+        self.at_once = at_once
         self.memories: list[Memory] = []
         parsed = parse(codec)
         assert not isinstance(parsed, LowRank)
@@ -119,16 +125,24 @@ class OwnSums(AllReduce):
             workers = workers_of(self._shards)
             whole = slice(0, vector.numel if self.group.rank in workers else 0)
             feedback.place(self.group, whole, 0, owns=self.group.rank == workers[0])
-        return _OwnFloats(self, self.memories.index(vector), feedback)
+        number = self.memories.index(vector)
+        self._feedbacks[number] = feedback
+        return _OwnFloats(self, number)
+
+    def encode_vector(self, number: int) -> None:
+        """Encode what lies in a vector, which becomes what it stands for. Local."""
+        feedback = self._feedbacks[number]
+        if feedback is not None:
+            residual, _ = feedback.begin()
+            self.encode(number, residual, feedback.step)
 
 
 class _OwnFloats:
     """Floats of this member alone."""
 
-    def __init__(self, sums: OwnSums, number: int, feedback: Feedback | None) -> None:
+    def __init__(self, sums: OwnSums, number: int) -> None:
         self._sums = sums
         self._number = number
-        self._feedback = feedback
         self.vector = sums.memories[number].mine
 
     def push(self, bucket: int) -> None:
@@ -138,9 +152,8 @@ class _OwnFloats:
         """Divide, and encode."""
         del own
         self.vector /= weight
-        if self._feedback is not None:
-            residual, _ = self._feedback.begin()
-            self._sums.encode(self._number, residual, self._feedback.step)
+        if self._sums.at_once:
+            self._sums.encode_vector(self._number)
 
     def drop(self) -> None:
         """Nothing was combined."""
@@ -176,15 +189,21 @@ class AsynchronousParameters:
         seed: int,
     ) -> None:
         self.shards = shards
-        self.optimizer = ShardedOptimizer(optimizer, parameters)
         self._spec = spec
         self._gradients = gradients
-        self._flats = [
-            Flat(indices, [parameter for _, parameter in parameters], layout) for indices, layout in gradients.layouts
-        ]
+        self._sums = sums
+        everything = [parameter for _, parameter in parameters]
+        self.optimizer: ShardedOptimizer | LocalOptimizer = (
+            LocalOptimizer(optimizer, everything, shards.group, sums.sum)
+            if self.trains_apart
+            else ShardedOptimizer(optimizer, parameters)
+        )
+        self._flats = [Flat(indices, everything, layout) for indices, layout in gradients.layouts]
         for flat in self._flats:
             flat.move_in()
         vectors = [flat.memory.mine for flat in self._flats]
+        # What servers have, as far as this worker has pulled it, where its own parameters are others.
+        self._centres = [vector.copy() for vector in vectors] if self.trains_apart else []
         layouts = [flat.layout for flat in self._flats]
         # What gradients were computed from, as long as they may be read: what is pulled next comes to lie elsewhere.
         self._origins = [Memory(one.numel, one.dtype) for one in sums.memories] if spec.compensation else []
@@ -194,7 +213,7 @@ class AsynchronousParameters:
             shards,
             layouts,
             sums.memories,
-            vectors,
+            self._centres or vectors,
             self._change,
             spec.max_staleness,
             codec=sums.codec,
@@ -208,6 +227,11 @@ class AsynchronousParameters:
         self._taking_over: set[int] = set()
         self.take_state()
 
+    @property
+    def trains_apart(self) -> bool:
+        """Whether workers have parameters and optimizers of their own."""
+        return self._spec.elastic_averaging > 0
+
     def begin(self, first: int, until: int, done: Collection[int]) -> None:
         """Let the workers do steps, from the parameters that the model has. Collective.
 
@@ -219,14 +243,15 @@ class AsynchronousParameters:
         self.optimizer.take_loaded()
         for flat in self._flats:
             flat.all_to_vector()
+        for centre, flat in zip(self._centres, self._flats, strict=False):
+            centre[:] = flat.memory.mine
         self.store.begin(workers_of(self.shards), first, until, done)
 
     def finish(self) -> list[Version]:
         """Return what counts of the steps since `begin`, in order; all members have its parameters. Collective."""
         with tracing.span("meet"):
             log = self.store.finish()
-        for flat in self._flats:
-            flat.to_parameters()
+        self._take_stored()
         return log
 
     def claim(self, known: Callable[[int], None]) -> int | None:
@@ -237,14 +262,28 @@ class AsynchronousParameters:
         """
         with tracing.span("claim"):
             step = self.store.claim(known)
-        for flat in self._flats:
-            flat.to_parameters()
+        if not self.trains_apart:
+            self._take_stored()
         for origin, flat in zip(self._origins, self._flats, strict=False):
             origin.mine[:] = flat.memory.mine
         return step
 
+    def draw_together(self) -> None:
+        """Draw the parameters of this worker, and by what it will push those of servers, towards each other. Local.
+
+        The optimizer has applied the gradients, whose memory is that of pushes too.
+        """
+        for number, (flat, centre) in enumerate(zip(self._flats, self._centres, strict=True)):
+            flat.all_to_vector()
+            own, change = flat.memory.mine, self._sums.memories[number].mine
+            np.subtract(own, centre, out=change)
+            change *= change.dtype.type(self._spec.elastic_averaging)
+            self._sums.encode_vector(number)
+            own -= change
+            flat.to_parameters()
+
     def push(self, told: Pushed) -> None:
-        """Push the gradients that this member has computed. Local."""
+        """Push the gradients that this member has computed, or what is to draw servers towards it. Local."""
         with tracing.span("push"):
             self.store.push(told)
 
@@ -275,8 +314,7 @@ class AsynchronousParameters:
         states = {**self._inherited, **self.optimizer.copied(self.shards, lines)}
         self.shards.copied(lines)
         self.store.reopen()
-        for flat in self._flats:
-            flat.to_parameters()
+        self._take_stored()
         self.optimizer.hold(self._pieces(self.store.parts), states)
         self._inherited, self._taking_over = {}, set()
 
@@ -285,6 +323,13 @@ class AsynchronousParameters:
         self.store.close()
         for flat in self._flats:
             flat.move_out()
+
+    def _take_stored(self) -> None:
+        """Have in the model what was pulled. Local."""
+        for centre, flat in zip(self._centres, self._flats, strict=False):
+            flat.memory.mine[:] = centre
+        for flat in self._flats:
+            flat.to_parameters()
 
     def _pieces(self, parts: Sequence[Part]) -> list[Held]:
         self._place_of: dict[tuple[int, int, int], tuple[int, int]] = {}

@@ -8,7 +8,7 @@ from hpcvol import tracing
 from hpcvol.errors import HpcvolError, ModelError
 from hpcvol.torch.asynchronous import AsynchronousParameters, Pushed
 from hpcvol.torch.float_sum import FloatGradients
-from hpcvol.torch.gradients import gradient_norm
+from hpcvol.torch.gradients import clip, gradient_norm
 from hpcvol.torch.loader import Unit
 from hpcvol.torch.step import Share, Step, not_finite
 
@@ -68,6 +68,13 @@ class LoneStep(Step):
         scale = 1.0 if limit is None else min(1.0, limit / max(self.gradient_norm, limit))
         nothing = not self.weight and not gradients.feedbacks
         unused = frozenset(i for i, parameter in enumerate(parameters) if parameter.grad is None or nothing)
+        if served.trains_apart:
+            if self.weight:
+                if limit is not None:
+                    clip(parameters, self.gradient_norm, limit)
+                run.step_optimizer()
+            served.draw_together()
+            scale, unused = 1.0, frozenset()
         for parameter in parameters:
             parameter.grad = None  # others read it
         hyperparameters = served.optimizer.hyperparameters()

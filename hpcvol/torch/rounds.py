@@ -30,11 +30,9 @@ from hpcvol.torch.buffers import Buffers
 from hpcvol.torch.counted import CountedStep
 from hpcvol.torch.float_sum import FlatSum, summed_in
 from hpcvol.torch.loader import Unit
+from hpcvol.torch.local_optimizer import unite_states
 from hpcvol.torch.means import weighted_mean
 from hpcvol.torch.step import Share, Step
-
-# An optimizer's count of steps is the same in all groups.
-_COUNT = "step"
 
 
 class TeamStep(Step):
@@ -237,35 +235,10 @@ class Rounds:
             self._unite()
 
     def _unite(self) -> None:
-        group, state = self._group, self._optimizer.state
+        group = self._group
         # Exponents of buffers follow from what a group has seen.
         self._buffers.total.load_exponents(group.broadcast_object(self._buffers.total.exponents()))
-        outline: dict[tuple[int, str], Any] = {}
-        for i, parameter in enumerate(self._parameters):
-            for key, value in state.get(parameter, {}).items():
-                outline[i, key] = _Averaged.of(value) if _is_averaged(key, value) else value
-        outlines: list[dict[tuple[int, str], Any]] = group.gather_objects(outline)
-        for place in sorted({place for one in outlines for place in one}):
-            values = [one[place] for one in outlines if place in one]
-            i, key = place
-            kept = state[self._parameters[i]]
-            if isinstance(values[0], _Averaged):
-                self._average(kept, key, values, self._parameters[i].device)
-            else:  # of counts the highest: a group that had no unit of a step has not counted it
-                found = max(values) if key == _COUNT else values[0]
-                kept[key] = found.clone() if isinstance(found, torch.Tensor) else found
-
-    def _average(self, kept: dict[str, Any], key: str, outlines: "Sequence[_Averaged]", device: torch.device) -> None:
-        """Make a tensor the mean over the members that have it, on all of them."""
-        one, mine = outlines[0], kept.get(key)
-        term = torch.zeros(one.shape, dtype=_wide(one.dtype))
-        if mine is not None:
-            term += mine.cpu() / len(outlines)
-        self._strategy.sum(term.view(-1).numpy())
-        if mine is None:
-            kept[key] = term.to(device, one.dtype)
-        else:
-            mine.copy_(term)
+        unite_states(group, self._parameters, self._optimizer, self._strategy.sum)
 
     def _average_parameters(self, share: float) -> None:
         for flat, indices in self._flats:
@@ -332,22 +305,6 @@ class Rounds:
         )
 
 
-@dataclass(frozen=True)
-class _Averaged:
-    """A tensor of an optimizer's state that becomes a mean."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @classmethod
-    def of(cls, value: torch.Tensor) -> "_Averaged":
-        return cls(tuple(value.shape), value.dtype)
-
-
-def _is_averaged(key: str, value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.is_floating_point() and key != _COUNT
-
-
 def _tell(step: TeamStep) -> _Told:
     shares = [asdict(share) for share in step.shares]
     return _Told(step.weight, step.num_samples, step.loss, step.metrics, step.gradient_norm, shares)
@@ -355,7 +312,3 @@ def _tell(step: TeamStep) -> _Told:
 
 def _copied(kept: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in kept.items()}
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32

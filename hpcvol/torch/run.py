@@ -184,7 +184,7 @@ class Run:
             if settings.supernodes is not None:
                 _check_momentum(optimizer, settings.supernodes.codec)
             if settings.servers is not None:
-                check_served(self.parameters, optimizer)
+                check_served(self.parameters, None if settings.servers.elastic_averaging else optimizer)
         self.facts = self._facts(len(samples))
         agree_on(group, self.facts, "make the same model, optimizer and run on every member")
         self.grouping = self._form_groups()
@@ -519,6 +519,13 @@ class Run:
         with tracing.span("optimizer"):
             self.optimizer.step()
 
+    def step_optimizer(self) -> None:
+        """Have this member's optimizer apply the gradients that it has. Local."""
+        self._applying = True
+        with tracing.span("local optimizer"):
+            self.optimizer.step()
+        self._applying = False
+
     def gather_optimizer(self, *, here: bool = True) -> None:
         """Give `optimizer` its whole state, up to the next step, where members have parts of it. Collective.
 
@@ -700,7 +707,12 @@ class Run:
         if self.shards is not None and settings.servers is not None:
             asynchronous = settings.servers.is_asynchronous
             sums = self._served_sums = (
-                OwnSums(self.shards, settings.bucket_nbytes, settings.codec)
+                OwnSums(
+                    self.shards,
+                    settings.bucket_nbytes,
+                    settings.codec,
+                    at_once=not settings.servers.elastic_averaging,
+                )
                 if asynchronous
                 else ServedSums(self.shards, settings.algorithm, settings.bucket_nbytes)
             )

@@ -283,14 +283,18 @@ class ShardedOptimizer:
         return cut
 
 
-def check_served(parameters: Sequence[tuple[str, torch.nn.Parameter]], optimizer: torch.optim.Optimizer) -> None:
+def check_served(parameters: Sequence[tuple[str, torch.nn.Parameter]], optimizer: torch.optim.Optimizer | None) -> None:
     """Refuse what cannot be served.
+
+    Args:
+        parameters: names and parameters.
+        optimizer: of them; None where servers do not apply it.
 
     Raises:
         ConfigError, ModelError: as `ShardedOptimizer`.
     """
     kind = type(optimizer)
-    if kind not in _ELEMENT_WISE and not getattr(kind, "element_wise", False):
+    if optimizer is not None and kind not in _ELEMENT_WISE and not getattr(kind, "element_wise", False):
         known = ", ".join(one.__name__ for one in _ELEMENT_WISE)
         raise ConfigError(
             f"the optimizer is {kind.__name__}, and servers apply it to pieces of parameters: expected one that treats "

@@ -250,7 +250,7 @@ class TrainConfig(_Section):
         return self
 
 
-_OF_SERVERS = ("servers", "replicas", "max_staleness", "rate_by_staleness", "compensation", "pull")
+_OF_SERVERS = ("servers", "replicas", "max_staleness", "rate_by_staleness", "compensation", "elastic_averaging", "pull")
 
 
 class BetweenConfig(_Section):
@@ -318,6 +318,12 @@ class StrategyConfig(_Section):
         default=0.0,
         description="Correct gradients for what the parameters have become since they were pulled: g + compensation · "
         "g² · (now - then) by element (DC-ASGD). The parameters go along with each push. With `max_staleness` above 0.",
+    )
+    elastic_averaging: NonNegativeFloat = Field(
+        default=0.0,
+        description="Above 0 each worker trains parameters of its own, and after each step these and the servers' are "
+        "drawn towards each other by this share of what is between them (EASGD; 0.9 divided by the number of workers "
+        "is usual). With `max_staleness` above 0.",
     )
     pull: Literal["exact", "bf16", "fp16"] = Field(
         default="exact",

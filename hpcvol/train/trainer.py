@@ -779,6 +779,7 @@ def _servers(config: Config) -> ParameterServer | None:
         strategy.max_staleness,
         strategy.rate_by_staleness,
         strategy.compensation,
+        strategy.elastic_averaging,
         strategy.pull,
     )
 

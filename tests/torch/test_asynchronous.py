@@ -218,6 +218,64 @@ def test_encoded_runs_learn(group: Group) -> None:
     assert gained("topk:0.1") > 0.5 * plainly > 0
 
 
+@pytest.mark.parametrize(("codec", "hosts"), [("none", 1), ("topk:0.5", 1), ("int8", 2)])
+def test_workers_and_servers_are_drawn_together(
+    group: Group, codec: str, hosts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What servers gain workers lose: only the optimizer's steps, here of 0.1 times 2, change the sum of all."""
+    if group.size < hosts:
+        pytest.skip("needs more members")
+    model = nn.Linear(40, 1, bias=False)
+    spec = ParameterServer(max_staleness=math.inf, elastic_averaging=0.3)
+    given = settings(spec, clip_norm=None, codec=codec)
+    with (
+        nullcontext(group) if hosts == 1 else hosts_of(group, monkeypatch) as members,
+        closing(make_run(members, model, numbers(40, 1), given, lambda p: torch.optim.SGD(p, lr=0.1))) as run,
+    ):
+        for until in (5, 21):
+            began = model.weight.detach().clone()
+            own = began.clone()
+            steps, alone = 0, [began.clone(), began.clone()]
+            for step in run.steps(until):
+                for _ in step:
+                    time.sleep(0.001 * group.rank)
+                    step.backward(2 * model.weight.sum())
+                own = model.weight.detach().clone()
+                steps += 1
+                worker, server = alone[0] - 0.2, alone[1]
+                alone = [worker - 0.3 * (worker - server), server + 0.3 * (worker - server)]
+            told = members.gather_objects((steps, own))
+            gained = sum(began - 0.2 * steps - own for steps, own in told)
+            torch.testing.assert_close(model.weight.detach(), began + gained, rtol=1e-4, atol=1e-4)
+            assert sum(steps for steps, _ in told) == len(run.counted)
+            if members.size == 1 and codec == "none":
+                torch.testing.assert_close(model.weight.detach(), alone[1], rtol=1e-5, atol=1e-5)
+                torch.testing.assert_close(own, alone[0], rtol=1e-5, atol=1e-5)
+            assert bool((model.weight.detach() < began).any())
+        members.barrier()
+
+
+def test_workers_have_optimizers_of_their_own(group: Group) -> None:
+    spec = ParameterServer(max_staleness=4, elastic_averaging=0.9 / group.size)
+    with closing(make_run(group, built(Regression), numbers(60), settings(spec), slow_momentum)) as run:
+        before = run.evaluate(lambda unit: run.model(**unit), numbers(60)).loss
+        train(run, 40)
+        assert run.evaluate(lambda unit: run.model(**unit), numbers(60)).loss < before
+        assert group.gather_objects(weights(run)) == [weights(run)] * group.size
+
+        def momenta() -> Any:
+            return digest({str(i): one["momentum_buffer"] for i, one in enumerate(run.optimizer.state.values())})
+
+        run.gather_optimizer()
+        assert group.gather_objects(momenta()) == [momenta()] * group.size
+        assert len(run.optimizer.state) == len(run.parameters)
+        train(run, 44)
+
+
+def slow_momentum(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.003, momentum=0.9)
+
+
 def test_what_cannot_be_is_refused(group: Group) -> None:
     stale = ParameterServer(max_staleness=2)
     with pytest.raises(ConfigError, match=r"strategy.max_staleness above 0 with sum = .exact."):
@@ -231,6 +289,10 @@ def test_what_cannot_be_is_refused(group: Group) -> None:
         ParameterServer(max_staleness=2, compensation=-1)
     with pytest.raises(ConfigError, match=r"strategy.compensation: no step is stale"):
         ParameterServer(compensation=0.1)
+    with pytest.raises(ConfigError, match=r"strategy.elastic_averaging = 1: expected 0, or a share below 1"):
+        ParameterServer(max_staleness=2, elastic_averaging=1)
+    with pytest.raises(ConfigError, match=r"strategy.elastic_averaging does not go together with compensation"):
+        ParameterServer(max_staleness=2, elastic_averaging=0.1, compensation=0.1)
     with pytest.raises(ConfigError, match=r'strategy.pull = "int8": expected one of "exact", "bf16", "fp16"'):
         ParameterServer(max_staleness=2, pull="int8")
     with pytest.raises(ConfigError, match=r'strategy.pull = "bf16" with strategy.max_staleness = 0'):

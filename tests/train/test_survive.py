@@ -102,6 +102,10 @@ STALE_PLANS: dict[str, tuple[tuple[str, ...], list[list[Any]]]] = {
         ("strategy.max_staleness=2", "strategy.codec=topk:0.25"),
         [[1, "optimizer", 7], [2, "claim", 5]],
     ),
+    "elastic averaging: a worker in its own optimizer, which serves too": (
+        ("strategy.max_staleness=inf", "strategy.elastic_averaging=0.3"),
+        [[2, "local optimizer", 4]],
+    ),
 }
 
 
