@@ -88,6 +88,10 @@ class Feedback:
         allreduce(group, whole)
         self._inheritance = set(leaving), whole
 
+    def take_up(self) -> None:
+        """Keep from now on what `place` has prepared. Local; all members call it once `place` has ended on all."""
+        self._settle()
+
     def begin(self) -> tuple[Floats | None, Floats]:
         """Return the copies of residual (None where nothing is kept) and factors that the step at hand changes."""
         self._settle()

@@ -218,16 +218,14 @@ class Store:
         self._pull(version)
         return self._step
 
-    def encode(self, vector: int, residual: Floats | None, number: int) -> None:
+    def encode(self, vector: int, residual: Floats | None) -> None:
         """Encode what is to be pushed of one vector, which becomes what all holders will decode. Local; before `push`.
 
         Args:
             vector: which.
             residual: as `hpcvol.codecs.codec.Codec.encode`, of the whole vector.
-            number: of this encoding, by this member.
         """
-        me = self.group.members[self._rank]
-        own = Seeds.of(self._seed, self._step, me)._replace(step=number)
+        own = Seeds.of(self._seed, self._step, self.group.members[self._rank]).own
         self._wire.encode(vector, self._pushed[vector].mine, residual, self._step, own)
 
     def push(self, record: Any) -> None:
@@ -282,13 +280,13 @@ class Store:
         It is `salvaged`; `reopen` comes next, when it is known who holds what from now on.
         """
         group, server = self.group, self._server
-        mine = {**self.salvaged, **server.known}
+        mine = [*self.salvaged.values(), *server.known.values()]
         if self._acknowledged is not None:
-            mine[self._acknowledged.number] = self._acknowledged
-        union = {number: one for part in group.gather_objects(mine) for number, one in part.items()}
+            mine.append(self._acknowledged)
+        union = [one for part in group.gather_objects(mine) for one in part]
         applied = max(group.gather_objects(server.applied))
-        # An earlier try may have moved some of them up, on some members.
-        by_step = {union[number].step: union[number] for number in sorted(union, reverse=True)}
+        # An earlier try may have moved some of them up, on some members: the lowest number is the last one.
+        by_step = {one.step: one for one in sorted(union, key=lambda one: one.number, reverse=True)}
         numbered = sorted(by_step.values(), key=lambda one: one.number)
         # What only the head had numbered is nobody's any more: later ones move up.
         first = applied + 1 - sum(one.number <= applied for one in numbered)
@@ -338,7 +336,7 @@ class Store:
             self._thread = None
 
     def _pull(self, version: int, *, exactly: bool = False) -> None:
-        """Copy all shards as of `version` or newer; `exactly`, or as they are rounded for workers elsewhere. Local.
+        """Copy all shards as of `version` or newer; `exactly`, or as they are rounded for other nodes. Local.
 
         Raises:
             LostMemberError: nobody is left who holds some shard; the head knows that this member gives up.
@@ -364,10 +362,11 @@ class Store:
                 except _LostHolderError:
                     dead.add(rank)
                     continue
-                self._write(rank, "pull", shards, version, exactly)
+                self._write(rank, "pull", shards, version, exactly or self._is_near(rank))
                 asked.append(rank)
             for rank in asked:
-                payload = np.empty(self._wire.pulled_nbytes(sources[rank], exactly=exactly), np.uint8)
+                whole = exactly or self._is_near(rank)
+                payload = np.empty(self._wire.pulled_nbytes(sources[rank], exactly=whole), np.uint8)
                 try:
                     self._finish_parcel(self._mailbox.receive(rank, _ASKED, payload), rank)
                 except LostMemberError as error:
@@ -376,7 +375,7 @@ class Store:
                     del error
                     dead.add(rank)
                     continue
-                self._wire.take(payload, sources[rank], self._pulled, exactly=exactly)
+                self._wire.take(payload, sources[rank], self._pulled, exactly=whole)
                 missing.difference_update(sources[rank])
         self.version = version
 

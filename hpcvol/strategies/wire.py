@@ -125,7 +125,7 @@ class Wire:
         )
         return coded + (raw if self._along else 0)
 
-    def encode(self, vector: int, values: Vector, residual: Floats | None, step: int, own: Seeds) -> None:
+    def encode(self, vector: int, values: Vector, residual: Floats | None, step: int, own: int) -> None:
         """Encode one vector of a push, of which `values` becomes what it stands for.
 
         Args:
@@ -133,7 +133,7 @@ class Wire:
             values: of it, by this member.
             residual: as `Codec.encode`, of the whole vector; changed.
             step: that it is of.
-            own: of what this member draws for itself, and its steps so far.
+            own: of what this member draws for itself.
         """
         codec = self._codec
         if codec is None:
@@ -146,7 +146,7 @@ class Wire:
                 if rows is not None:
                     kept = np.concatenate([rows[:, part] for part in place], axis=1).reshape(-1)
                 payload = np.empty(codec.room(x.size, x.dtype), np.uint8)
-                seeds = own._replace(common=self._common(step, shard, vector))
+                seeds = self._seeds(step, shard, vector, own)
                 payload = payload[: codec.encode(x, kept, seeds, payload)]
                 self._payloads[shard, vector] = payload
                 x.fill(0)
@@ -193,8 +193,7 @@ class Wire:
                     length = int(memory[offset : offset + 8].view(np.int64)[0])
                     offset += _LENGTH_NBYTES
                     x = np.zeros(numel, self._plan.dtypes[vector])
-                    seeds = Seeds(self._common(step, shard, vector), 0)
-                    self._codec.accumulate(memory[offset : offset + length], seeds, x)
+                    self._codec.accumulate(memory[offset : offset + length], self._seeds(step, shard, vector, 0), x)
                     offset += aligned(length)
                     ends = np.cumsum([place.stop - place.start for place in places])[:-1]
                     found += np.split(x, ends)
@@ -243,10 +242,10 @@ class Wire:
                 self._pulled.accumulate(memory[offset : offset + room], Seeds(0, 0), mine)
                 offset += aligned(room)
 
-    def _common(self, step: int, shard: int, vector: int) -> int:
-        """Return the chances of one encoding that whoever decodes it knows too."""
+    def _seeds(self, step: int, shard: int, vector: int, own: int) -> Seeds:
+        """Return the chances of one encoding: all but `own` is known to whoever decodes it."""
         number = (step * len(self._places) + shard) * len(self._plan.dtypes) + vector
-        return Seeds.of(self._seed, number, 0).common
+        return Seeds(Seeds.of(self._seed, number, 0).common, own, step)
 
     def _copy(self, shards: Sequence[int], vectors: Sequence[Vector], memory: Bytes) -> int:
         for part in self._plan.views(memory, shards):

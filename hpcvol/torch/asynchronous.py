@@ -113,7 +113,7 @@ class OwnSums(AllReduce):
         parsed = parse(codec)
         assert not isinstance(parsed, LowRank)
         self.codec = parsed
-        self.encode: Callable[[int, Floats | None, int], None] = lambda *_: None
+        self.encode: Callable[[int, Floats | None], None] = lambda *_: None
 
     def floats(self, layout: Layout, vector: Memory, feedback: Feedback | None = None, *_: Any) -> FloatReducer:
         """As `AllReduce`."""
@@ -124,17 +124,26 @@ class OwnSums(AllReduce):
         if feedback is not None:
             workers = workers_of(self._shards)
             whole = slice(0, vector.numel if self.group.rank in workers else 0)
-            feedback.place(self.group, whole, 0, owns=self.group.rank == workers[0])
+            feedback.place(self.group, whole, 0, owns=self.group.rank in workers[:1])
         number = self.memories.index(vector)
         self._feedbacks[number] = feedback
         return _OwnFloats(self, number)
 
-    def encode_vector(self, number: int) -> None:
-        """Encode what lies in a vector, which becomes what it stands for. Local."""
+    def encode_vector(self, number: int, *, counts: bool = True) -> None:
+        """Encode what lies in a vector, which becomes what it stands for. Local.
+
+        Args:
+            number: which.
+            counts: whether this is to change anything; else what was not sent stays as it is.
+        """
         feedback = self._feedbacks[number]
         if feedback is not None:
-            residual, _ = feedback.begin()
-            self.encode(number, residual, feedback.step)
+            if counts:
+                residual, _ = feedback.begin()
+            else:
+                memory = self.memories[number]
+                residual = np.zeros(feedback.rows * memory.numel, memory.dtype) if feedback.rows else None
+            self.encode(number, residual)
 
 
 class _OwnFloats:
@@ -150,10 +159,9 @@ class _OwnFloats:
 
     def finish(self, weight: int, own: int) -> None:
         """Divide, and encode."""
-        del own
         self.vector /= weight
         if self._sums.at_once:
-            self._sums.encode_vector(self._number)
+            self._sums.encode_vector(self._number, counts=own > 0)
 
     def drop(self) -> None:
         """Nothing was combined."""
@@ -241,6 +249,8 @@ class AsynchronousParameters:
             done: steps among these that are done.
         """
         self.optimizer.take_loaded()
+        for feedback in self._gradients.feedbacks.values():
+            feedback.take_up()
         for flat in self._flats:
             flat.all_to_vector()
         for centre, flat in zip(self._centres, self._flats, strict=False):

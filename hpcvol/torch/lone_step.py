@@ -66,8 +66,7 @@ class LoneStep(Step):
                     raise not_finite(self.index, f"gradient {name}", float(parameter.grad[~finite][0]))
         limit = run.settings.clip_norm
         scale = 1.0 if limit is None else min(1.0, limit / max(self.gradient_norm, limit))
-        nothing = not self.weight and not gradients.feedbacks
-        unused = frozenset(i for i, parameter in enumerate(parameters) if parameter.grad is None or nothing)
+        unused = frozenset(i for i, parameter in enumerate(parameters) if parameter.grad is None or not self.weight)
         if served.trains_apart:
             if self.weight:
                 if limit is not None:

@@ -38,7 +38,7 @@ def value_of(step: int, vector: int) -> Any:
     return chance.integers(-8, 9, LAYOUTS[vector].numel).astype(DTYPES[vector])
 
 
-@pytest.mark.parametrize("codec", ["topk:0.25", "randomk:0.5+int8", "int4", "threshold:5"])
+@pytest.mark.parametrize("codec", ["topk:0.25", "randomk:0.5+int8", "int4", "threshold:5", "topk:0.1+dgc:9"])
 @pytest.mark.parametrize(("servers", "replicas", "hosts"), [("all", 0, 1), ("all", 1, 2), (1, 0, 2)])
 def test_what_is_not_pushed_is_kept(
     group: Group, codec: str, servers: Any, replicas: int, hosts: int, monkeypatch: pytest.MonkeyPatch
@@ -60,7 +60,7 @@ def test_what_is_not_pushed_is_kept(
             while (step := store.claim()) is not None:
                 for vector, memory in enumerate(pushed):
                     memory.mine[:] = value_of(step, vector)
-                    store.encode(vector, residuals[vector] if coded.residual_rows else None, step)
+                    store.encode(vector, residuals[vector] if coded.residual_rows else None)
                     sent[vector] += memory.mine
                 store.push({"step": step})
             store.finish()
@@ -70,7 +70,7 @@ def test_what_is_not_pushed_is_kept(
                 # What far holders decoded is what near ones read, and what the sender knows that it has sent.
                 everybody = sum(members.gather_objects(sent[vector]))
                 np.testing.assert_allclose(found, start + everybody, **close)
-                if coded.residual_rows:
+                if coded.residual_rows == 1:  # momentum makes more of it than it was
                     wanted = sum(value_of(step, vector) for step in range(number))
                     kept = sum(members.gather_objects(residuals[vector]))
                     np.testing.assert_allclose(everybody + kept, wanted, **close)
@@ -104,7 +104,7 @@ def test_what_goes_along_arrives_beside_its_push(group: Group, monkeypatch: pyte
                     for vector, memory in enumerate(pushed):
                         memory.mine[:] = value_of(step, vector)
                         along[vector].mine[:] = value_of(step + 100, vector)
-                        store.encode(vector, np.zeros(memory.numel, memory.dtype), step)
+                        store.encode(vector, np.zeros(memory.numel, memory.dtype))
                     store.push({"step": step})
                 store.finish()
                 for vector, found in enumerate(pulled):

@@ -203,6 +203,19 @@ def plain_sgd(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=1.0)
 
 
+@pytest.mark.parametrize("codec", ["none", "topk:0.1", "topk:0.1+dgc:4", "randomk:0.5+int8"])
+def test_a_step_without_weight_changes_nothing(group: Group, codec: str) -> None:
+    given = settings(ParameterServer(max_staleness=2), codec=codec)
+    with closing(make_run(group, built(Regression), numbers(60), given, plain_sgd)) as run:
+        train(run, 2 * group.size)
+        before, kept = weights(run), digest(run.residuals.gathered())
+        for step in run.steps(run.step + 2 * group.size):
+            for unit in step:
+                step.backward(run.model(**unit), weight=0)
+        assert len(run.counted) == 2 * group.size
+        assert (weights(run), digest(run.residuals.gathered())) == (before, kept)
+
+
 def test_encoded_runs_learn(group: Group) -> None:
     def gained(codec: str) -> float:
         spec = ParameterServer(max_staleness=4)
