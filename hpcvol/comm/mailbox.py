@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _given_up: "list[tuple[MPI.Request, Any]]" = []
 
 _LOOK_SECONDS = 0.05
+_LINE_NBYTES = 64
 _LEAST_SECONDS = 20e-6
 _MOST_SECONDS = 1e-3
 
@@ -99,6 +100,7 @@ class Mailbox:
 
         self.group = group
         self._communicator = group.communicator
+        self._line = MPI.BYTE.Create_contiguous(_LINE_NBYTES).Commit()
         self._any = MPI.ANY_SOURCE
         self._sent: list[tuple[MPI.Request, Any]] = []
         self._failed: frozenset[int] = frozenset()
@@ -141,11 +143,11 @@ class Mailbox:
         return Letter(status.Get_source(), pickle.loads(data.tobytes()))
 
     def send(self, rank: int, box: int, vector: Vector) -> Parcel:
-        """Start to send a vector to `rank`, which may not change before it has left."""
+        """Start to send a vector, of whole lines of 64 bytes, to `rank`; it may not change before it has left."""
         try:
             with self._lock:
                 self.parcels += 1
-                request = self._communicator.Isend([vector.view(np.uint8), self._byte], rank, 2 * box + 1)
+                request = self._communicator.Isend(self._in_lines(vector), rank, 2 * box + 1)
         except Exception as error:
             if tells_of_loss(error):
                 raise LostMemberError(f"{self.group.name_of(rank)} died") from error
@@ -153,10 +155,10 @@ class Mailbox:
         return self._opened(Parcel(request, vector, self._lock))
 
     def receive(self, rank: int, box: int, vector: Vector) -> Parcel:
-        """Start to receive a vector from `rank`, which sends as many bytes; parcels arrive in their order."""
+        """Start to receive a vector from `rank`, which sends as many bytes at most; parcels arrive in their order."""
         try:
             with self._lock:
-                request = self._communicator.Irecv([vector.view(np.uint8), self._byte], rank, 2 * box + 1)
+                request = self._communicator.Irecv(self._in_lines(vector), rank, 2 * box + 1)
         except Exception as error:
             if tells_of_loss(error):
                 raise LostMemberError(f"{self.group.name_of(rank)} died") from error
@@ -205,6 +207,12 @@ class Mailbox:
         from mpi4py import MPI
 
         return MPI.BYTE
+
+    def _in_lines(self, vector: Vector) -> "tuple[Vector, int, MPI.Datatype]":
+        """Return what MPI is told of a vector: Open MPI 5.0 counts to 2^31, and there are vectors of more bytes."""
+        if vector.nbytes % _LINE_NBYTES:
+            raise ValueError(f"{vector.nbytes} bytes are not lines of {_LINE_NBYTES}")
+        return vector.view(np.uint8), vector.nbytes // _LINE_NBYTES, self._line
 
     def _opened(self, parcel: Parcel) -> Parcel:
         with self._lock:
