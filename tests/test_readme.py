@@ -99,6 +99,7 @@ def test_extras_that_the_readme_installs_exist() -> None:
     assert named <= set(extras)
 
 
+@pytest.mark.any_mpi
 def test_make_train(data: Path, tmp_path: Path, run_program: RunProgram) -> None:
     train, report = make_recipe("train")
     assert train[1:] == ["train", "examples/gpt.toml", "-n", "2"]
@@ -115,8 +116,8 @@ def test_make_train(data: Path, tmp_path: Path, run_program: RunProgram) -> None
 
 
 def test_make_test_runs_this_suite_with_both_libraries() -> None:
-    # The second library leaves out what uses no MPI, and what runs again on four ranks.
-    left_out = ["-m", "not without_mpi and not again_on_ranks"]
+    # The second library leaves out what says the same of any, and what runs again on four ranks.
+    left_out = ["-m", "not without_mpi and not any_mpi and not again_on_ranks"]
     assert [line[1:] for line in make_recipe("test")] == [["tests/run.py"], ["tests/run.py", *left_out]]
 
 
@@ -135,10 +136,9 @@ OF_DATA_NAMES = ("data", "data_cold", "data_peers", "dataloader")
 OF_DATA = [pytest.param(name, marks=pytest.mark.without_mpi) for name in OF_DATA_NAMES]
 
 
+@pytest.mark.any_mpi
 @pytest.mark.parametrize("name", [*OF_DATA, "train_step", "dealing", "trust", "stragglers", "startup"])
 def test_benchmarks(name: str, tmp_path: Path, run_program: RunProgram) -> None:
-    if name not in OF_DATA_NAMES and "Open MPI" not in launch_command(1, []).note:
-        pytest.skip("what is tried is that benchmarks run: once is enough")
     json_file = tmp_path / "rows.json"
     argv = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--quick", "--json", str(json_file)]
     ranks = {"train_step": 2, "dealing": 4, "trust": 3, "stragglers": 4}.get(name)

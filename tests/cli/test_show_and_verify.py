@@ -24,6 +24,7 @@ from hpcvol.train.ledger_account import Account
 from hpcvol.train.run_directory import RunDirectory
 
 HPCVOL = [sys.executable, "-m", "hpcvol.cli"]
+pytestmark = pytest.mark.any_mpi
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,7 @@ def examine(hosts: VirtualHosts, names: str = "h0,h1", **variables: str) -> tupl
     return done.returncode, {one["name"]: one for one in said["findings"] if one["topic"] == "hosts"}
 
 
+@pytest.mark.any_mpi
 @pytest.mark.limit_seconds(150)
 def test_the_interface_that_works_is_named(make_hosts: MakeHosts) -> None:
     hosts = make_hosts(2)

@@ -8,6 +8,7 @@ import pytest
 from launched import RunProgram
 
 
+@pytest.mark.any_mpi
 @pytest.mark.limit_seconds(240)
 def test_over_95_percent_of_unseen_digits_are_read(run_program: RunProgram, tmp_path: Path) -> None:
     hpcvol = [sys.executable, "-m", "hpcvol.cli"]

@@ -86,6 +86,7 @@ def test_sequences_are_one_byte_longer_than_the_context() -> None:
 
 
 @pytest.mark.limit_seconds(240)
+@pytest.mark.any_mpi
 def test_train_and_report(run_program: RunProgram, tmp_path: Path) -> None:
     """`make train`, in small."""
     hpcvol = [sys.executable, "-m", "hpcvol.cli"]

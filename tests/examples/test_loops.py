@@ -41,6 +41,7 @@ def shares_read(output: str) -> list[str]:
     return re.findall(r"([\d.]+)% of the digits are read right", output)
 
 
+@pytest.mark.any_mpi
 def test_the_plain_loop(run_program: RunProgram) -> None:
     done = run_program([sys.executable, str(PLAIN)])
     assert done.returncode == 0, done.stderr
@@ -49,6 +50,7 @@ def test_the_plain_loop(run_program: RunProgram) -> None:
 
 
 @pytest.mark.limit_seconds(120)
+@pytest.mark.any_mpi
 def test_the_loop_on_two_ranks(run_ranks: RunRanks) -> None:
     done = run_ranks(2, [str(OWN)], seconds=100)
     assert done.returncode == 0, done.stderr

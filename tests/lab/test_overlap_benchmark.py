@@ -11,6 +11,7 @@ from launched import RunProgram
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "overlap.py"
 
 
+@pytest.mark.any_mpi
 @pytest.mark.limit_seconds(400)
 def test_overlap(tmp_path: Path, run_program: RunProgram) -> None:
     """It measures, and the exact sum's integers travel between hosts in 32 bits."""

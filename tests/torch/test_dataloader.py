@@ -22,6 +22,7 @@ from hpcvol.torch.dataloader import IterableDataset, MapDataset
 ROWS = 203
 BATCH = 16
 pytestmark = [
+    pytest.mark.any_mpi,
     # Three workers on two cores: torch advises against it.
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),
     pytest.mark.filterwarnings("ignore:Sparse invariant checks"),

@@ -49,6 +49,7 @@ Path(sys.argv[1], f"member{apart.member:02d}.json").write_text(json.dumps(said))
 """
 
 
+@pytest.mark.any_mpi
 @pytest.mark.limit_seconds(400)
 def test_two_servers_and_fourteen_workers(tmp_path: Path, run_program: RunProgram) -> None:
     """All together to the bit; each for itself in as many messages as docs/parameter-server.md says."""
