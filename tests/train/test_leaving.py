@@ -19,7 +19,7 @@ AT_ONCE = (
     "import sys; sys.path.insert(0, {harness!r}); import strikes; strikes.install()\n"
     "from hpcvol.train import stopping; stopping._ALL_SECONDS = {seconds}\n"
 )
-OVERRIDES = ("--set", "train.steps=12", "--set", "checkpoint.every_steps=3")
+OVERRIDES = ("train.steps=12", "checkpoint.every_steps=3")
 
 PLANS: dict[str, list[list[Any]]] = {
     "the first one, which keeps the run": [[0, "backward", 6, "SIGTERM"]],
@@ -35,7 +35,8 @@ def _outlives_deaths() -> None:
 
 
 def train(project: Project, run_program: RunProgram, run: str, ranks: int, strikes: list[list[Any]]) -> tuple[int, str]:
-    argv = [sys.executable, "-m", "hpcvol.cli", "train", str(project.job), "-n", str(ranks), *OVERRIDES]
+    overrides = [part for one in OVERRIDES for part in ("--set", one)]
+    argv = [sys.executable, "-m", "hpcvol.cli", "train", str(project.job), "-n", str(ranks), *overrides]
     variables = {"STRIKES": json.dumps(strikes), "STRUCK": str(project.folder)}
     ended = run_program([*argv, "--run-dir", str(project.folder / run)], variables=variables, seconds=SECONDS)
     for member, point, *_ in strikes:
@@ -52,8 +53,8 @@ def leave_after(project: Project, seconds: float) -> None:
 @pytest.mark.limit_seconds(500)
 @pytest.mark.parametrize("plan", PLANS)
 def test_the_others_go_on_and_end_as_a_quiet_run(plan: str, project: Project, run_program: RunProgram) -> None:
+    assert project.train("quiet", *OVERRIDES)
     leave_after(project, 0.0)
-    train(project, run_program, "quiet", 1, [])
     strikes = PLANS[plan]
     status, said = train(project, run_program, "left", 3, strikes)
     assert status == 0, said
@@ -75,6 +76,7 @@ def test_the_others_go_on_and_end_as_a_quiet_run(plan: str, project: Project, ru
 
 @pytest.mark.limit_seconds(250)
 def test_all_that_are_asked_to_end_stop_the_run_with_a_checkpoint(project: Project, run_program: RunProgram) -> None:
+    assert project.train("quiet", *OVERRIDES)
     leave_after(project, 60.0)
     strikes: list[list[Any]] = [[member, "gather records", 5, "SIGTERM"] for member in range(3)]
     _, said = train(project, run_program, "stopped", 3, strikes)
@@ -83,5 +85,4 @@ def test_all_that_are_asked_to_end_stop_the_run_with_a_checkpoint(project: Proje
     assert project.steps("stopped")[-1] < 12
     status, said = train(project, run_program, "stopped", 2, [])
     assert status == 0, said
-    train(project, run_program, "quiet", 1, [])
     assert what_decides(project.summary("stopped")) == what_decides(project.summary("quiet"))

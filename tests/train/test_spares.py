@@ -65,7 +65,7 @@ def struck(project: Project, strikes: list[list[Any]]) -> dict[str, str]:
 @pytest.mark.parametrize("plan", PLANS)
 def test_the_run_ends_as_a_quiet_one(plan: str, project: Project, run_program: RunProgram) -> None:
     strikes, joined = PLANS[plan]
-    assert train(project, run_program, "quiet", 1).returncode == 0
+    assert project.train("quiet", f"train.steps={STEPS}")
     ended = train(project, run_program, "struck", 6, "elastic.spares=3", **struck(project, strikes))
     said = ended.stdout + ended.stderr
     assert ended.returncode == 0, said

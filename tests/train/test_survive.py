@@ -17,7 +17,7 @@ SECONDS = 240.0
 # More than a busy machine lets a member wait that is well.
 PATIENCE = 12
 STRIKING = "import sys; sys.path.insert(0, {harness!r}); import strikes; strikes.install()\n"
-OVERRIDES = ("--set", "train.steps=12", "--set", "checkpoint.every_steps=3")
+OVERRIDES = ("train.steps=12", "checkpoint.every_steps=3")
 
 PLANS = {
     "the first one, while it writes a checkpoint": [[0, "checkpoint write", 2]],
@@ -34,7 +34,8 @@ def _outlives_deaths() -> None:
 
 
 def train(project: Project, run_program: RunProgram, run: str, ranks: int, strikes: list[list[Any]], *more: str) -> str:
-    argv = [sys.executable, "-m", "hpcvol.cli", "train", str(project.job), "-n", str(ranks), *OVERRIDES, *more]
+    overrides = [part for one in (*OVERRIDES, *more) for part in ("--set", one)]
+    argv = [sys.executable, "-m", "hpcvol.cli", "train", str(project.job), "-n", str(ranks), *overrides]
     variables = {"STRIKES": json.dumps(strikes), "STRUCK": str(project.folder)}
     ended = run_program([*argv, "--run-dir", str(project.folder / run)], variables=variables, seconds=SECONDS)
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -53,8 +54,8 @@ def strike_in(project: Project) -> None:
 @pytest.mark.limit_seconds(500)
 @pytest.mark.parametrize("plan", PLANS)
 def test_the_run_goes_on_and_ends_as_a_quiet_one(plan: str, project: Project, run_program: RunProgram) -> None:
+    assert project.train("quiet", *OVERRIDES)
     strike_in(project)
-    train(project, run_program, "quiet", 1, [])
     strikes = PLANS[plan]
     said = train(project, run_program, "struck", 3, strikes)
     assert "died: " in said
@@ -80,10 +81,10 @@ def test_the_run_goes_on_and_ends_as_a_quiet_one(plan: str, project: Project, ru
 
 @pytest.mark.limit_seconds(500)
 def test_a_member_that_stands_still_is_killed_by_its_host(project: Project, run_program: RunProgram) -> None:
+    assert project.train("quiet", *OVERRIDES)
     strike_in(project)
-    train(project, run_program, "quiet", 1, [])
     strikes = [[1, "forward", 9, "SIGSTOP"]]
-    said = train(project, run_program, "struck", 3, strikes, "--set", f"comm.abort_seconds={PATIENCE}")
+    said = train(project, run_program, "struck", 3, strikes, f"comm.abort_seconds={PATIENCE}")
     assert "member 1 (" in said
     assert "is stopped (SIGSTOP" in said
     assert f"than {PATIENCE} s (comm.abort_seconds): member 1 (" in said
@@ -94,17 +95,13 @@ def test_a_member_that_stands_still_is_killed_by_its_host(project: Project, run_
 
 STALE = ("strategy.kind=parameter_server", "train.sum=float", "strategy.replicas=1")
 STALE_PLANS: dict[str, tuple[tuple[str, ...], list[list[Any]]]] = {
-    "asynchronous: a worker as it pushes, the head as it applies": (
-        ("strategy.max_staleness=inf",),
+    "asynchronous, encoded: a worker as it pushes, the head as it applies": (
+        ("strategy.max_staleness=inf", "strategy.codec=topk:0.25"),
         [[3, "push", 4], [0, "optimizer", 9]],
     ),
-    "bounded: a mirrored server as it applies, its worker's claim": (
-        ("strategy.max_staleness=2", "strategy.codec=topk:0.25"),
-        [[1, "optimizer", 7], [2, "claim", 5]],
-    ),
-    "elastic averaging: a worker in its own optimizer, which serves too": (
-        ("strategy.max_staleness=inf", "strategy.elastic_averaging=0.3"),
-        [[2, "local optimizer", 4]],
+    "bounded, elastic averaging: a mirrored server as it applies, then a worker in its own optimizer": (
+        ("strategy.max_staleness=2", "strategy.elastic_averaging=0.3"),
+        [[1, "optimizer", 7], [2, "local optimizer", 6]],
     ),
 }
 
@@ -115,7 +112,7 @@ def test_every_push_is_in_the_ledger_once(plan: str, project: Project, run_progr
     """The ledger is replayed: each version is one step of one worker, and each sample is there once."""
     keys, strikes = STALE_PLANS[plan]
     strike_in(project)
-    more = [part for key in (*STALE, *keys, "train.steps=30", "checkpoint.every_steps=10") for part in ("--set", key)]
+    more = (*STALE, *keys, "train.steps=30", "checkpoint.every_steps=10")
     said = train(project, run_program, "struck", 4, strikes, *more)
     assert "died: " in said
     lines = ledger(project, "struck")
