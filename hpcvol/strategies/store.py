@@ -263,6 +263,8 @@ class Store:
         if log:
             self.version = log[-1].number
         self._pull(self.version, exactly=True)
+        if self.parts:  # what it holds may be a copy that nobody has pulled
+            self._wait(lambda: self._server.applied >= self.version)
         self.group.barrier()  # who is done first may let go of what others are copying
         return log
 
@@ -305,6 +307,11 @@ class Store:
         self._give_to_all()
         self._views.clear()
         self._open()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether what is stored counts, rather than what the vectors hold."""
+        return self._begun
 
     def end(self) -> None:
         """Let what the vectors hold count from now on, rather than what is stored. Local; after `finish`."""

@@ -96,7 +96,8 @@ class OwnSums(AllReduce):
         shards: who holds what; the others compute, or all do.
         bucket_nbytes: how many bytes of gradients are in a bucket.
         codec: of what is pushed.
-        at_once: whether gradients are pushed, and so encoded as soon as they are means.
+        at_once: whether gradients are pushed, and so encoded as soon as they are means. Otherwise it is what is between
+            a worker and servers: what was not sent of it is between them still, and is kept nowhere else.
 
     Attributes:
         memories: of gradients, by vector.
@@ -114,6 +115,11 @@ class OwnSums(AllReduce):
         assert not isinstance(parsed, LowRank)
         self.codec = parsed
         self.encode: Callable[[int, Floats | None], None] = lambda *_: None
+
+    def feedback(self, numel: int, dtype: "np.dtype[Any]") -> Feedback | None:
+        """As `AllReduce`."""
+        found = super().feedback(numel, dtype)
+        return found if found is None or self.at_once else Feedback(numel, dtype, rows=0)
 
     def floats(self, layout: Layout, vector: Memory, feedback: Feedback | None = None, *_: Any) -> FloatReducer:
         """As `AllReduce`."""
@@ -136,14 +142,14 @@ class OwnSums(AllReduce):
             number: which.
             counts: whether this is to change anything; else what was not sent stays as it is.
         """
-        feedback = self._feedbacks[number]
-        if feedback is not None:
-            if counts:
-                residual, _ = feedback.begin()
-            else:
-                memory = self.memories[number]
-                residual = np.zeros(feedback.rows * memory.numel, memory.dtype) if feedback.rows else None
-            self.encode(number, residual)
+        feedback, memory = self._feedbacks[number], self.memories[number]
+        if feedback is None or self.codec is None:
+            return
+        rows = self.codec.residual_rows
+        residual: Floats | None = np.zeros(rows * memory.numel, memory.dtype) if rows else None
+        if counts and self.at_once:
+            residual, _ = feedback.begin()
+        self.encode(number, residual)
 
 
 class _OwnFloats:
@@ -251,10 +257,7 @@ class AsynchronousParameters:
         self.optimizer.take_loaded()
         for feedback in self._gradients.feedbacks.values():
             feedback.take_up()
-        for flat in self._flats:
-            flat.all_to_vector()
-        for centre, flat in zip(self._centres, self._flats, strict=False):
-            centre[:] = flat.memory.mine
+        self._take_model()
         self.store.begin(workers_of(self.shards), first, until, done)
 
     def finish(self) -> list[Version]:
@@ -323,6 +326,8 @@ class AsynchronousParameters:
         lines = self.shards.plan(set())
         states = {**self._inherited, **self.optimizer.copied(self.shards, lines)}
         self.shards.copied(lines)
+        if not self.store.has_begun:  # what the model has counts, unless others know better
+            self._take_model()
         self.store.reopen()
         self._take_stored()
         self.optimizer.hold(self._pieces(self.store.parts), states)
@@ -333,6 +338,13 @@ class AsynchronousParameters:
         self.store.close()
         for flat in self._flats:
             flat.move_out()
+
+    def _take_model(self) -> None:
+        """Have what the model has where it is stored from, or pulled to. Local."""
+        for flat in self._flats:
+            flat.all_to_vector()
+        for centre, flat in zip(self._centres, self._flats, strict=False):
+            centre[:] = flat.memory.mine
 
     def _take_stored(self) -> None:
         """Have in the model what was pulled. Local."""

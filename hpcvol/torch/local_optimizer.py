@@ -66,7 +66,9 @@ class LocalOptimizer:
 
     def gather(self, shards: Shards, *, here: bool) -> None:
         """Give the user's optimizer the mean of all workers' states, from which they go on. Collective."""
-        del shards, here
+        del here
+        if shards.dedicated and self._group.members[self._group.rank] in shards.servers:
+            self._optimizer.state.clear()  # it was loaded, or given here last, and has not been used since
         with tracing.span("unite"), torch.no_grad():
             unite_states(self._group, self._parameters, self._optimizer, self._sum)
 
@@ -91,7 +93,12 @@ def unite_states(
     outline: dict[tuple[int, str], Any] = {}
     for i, parameter in enumerate(parameters):
         for key, value in state.get(parameter, {}).items():
-            outline[i, key] = _Averaged.of(value) if _is_averaged(key, value) else value
+            if _is_averaged(key, value):
+                outline[i, key] = _Averaged.of(value)
+            elif isinstance(value, torch.Tensor):
+                outline[i, key] = value.cpu()  # others may have no such device
+            elif value is not None:
+                outline[i, key] = value
     outlines: list[dict[tuple[int, str], Any]] = group.gather_objects(outline)
     for place in sorted({place for one in outlines for place in one}):
         values = [one[place] for one in outlines if place in one]
@@ -101,7 +108,10 @@ def unite_states(
             _average(kept, key, values, parameters[i].device, sum)
         else:  # of counts the highest: who had no unit of a step has not counted it
             found = max(values) if key == _COUNT else values[0]
-            kept[key] = found.clone() if isinstance(found, torch.Tensor) else found
+            mine = kept.get(key)
+            kept[key] = (
+                found.to(_place_of(mine, optimizer, parameters[i])) if isinstance(found, torch.Tensor) else found
+            )
 
 
 @dataclass(frozen=True)
@@ -127,6 +137,14 @@ def _average(kept: dict[str, Any], key: str, outlines: "Sequence[_Averaged]", de
         kept[key] = term.to(device, one.dtype)
     else:
         mine.copy_(term)
+
+
+def _place_of(mine: Any, optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> torch.device:
+    """Return where an optimizer keeps a number of a parameter."""
+    if isinstance(mine, torch.Tensor):
+        return mine.device
+    on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
+    return parameter.device if on_device else torch.device("cpu")
 
 
 def _is_averaged(key: str, value: Any) -> bool:

@@ -183,6 +183,8 @@ class Run:
             _check_momentum(optimizer, settings.codec)
             if settings.supernodes is not None:
                 _check_momentum(optimizer, settings.supernodes.codec)
+            if settings.servers is not None and settings.servers.elastic_averaging:
+                _refuse_momentum(settings.codec)
             if settings.servers is not None:
                 check_served(self.parameters, None if settings.servers.elastic_averaging else optimizer)
         self.facts = self._facts(len(samples))
@@ -220,7 +222,7 @@ class Run:
         self.dealing_to_all = self.dealing if self.grouping is None else Dealing(group, _EQUAL)
         self.slow: list[tuple[str, float]] = []
         self._slow_of_team: list[tuple[str, float]] = []
-        self._in_round = False
+        self._apart = False
         self._slow_members = SlowMembers()
         if self.is_first and (unknown := settings.dealing.unknown(group)):
             logger.warning(
@@ -298,14 +300,14 @@ class Run:
             rounds.take()  # parameters may have been changed between two rounds
             first = self.step
             last = min(until, first + spec.period - first % spec.period)
-            self._in_round = True
+            self._apart = True
             try:
                 yield from self._round(rounds, first, last)
             except MembersChanged:
                 self.step = first
-                self._in_round = False
+                self._apart = False
                 continue
-            self._in_round = False
+            self._apart = False
             self.membership.told = rounds.told
             meets = any(said.get(_MEETS) for said in rounds.told.values())
             self.membership.saying.pop(_MEETS, None)
@@ -365,7 +367,9 @@ class Run:
             self.membership.attempt(lambda: served.begin(first, until, known))  # noqa: B023
             if self.membership.saying.get(_MEETS) or self.membership.leaves:
                 served.store.stop()  # it was said to those who were there before
+            self._apart = True
             yield from self._claimed(served)
+            self._apart = False
             try:
                 log = self.membership.settle(served.finish)
                 complete = True
@@ -794,11 +798,12 @@ class Run:
                 )
 
     def _check_together(self, what: str) -> None:
-        """Refuse in the middle of a round what takes all members."""
-        if self._in_round:
+        """Refuse what takes all members where they are not together."""
+        if self._apart:
             raise ModelError(
-                f"{what} was called within a round of supernodes, whose groups have parameters of their own: let "
-                "run.steps(n) run to its end (run.meet() has it end with the round), and call it then"
+                f"{what} was called in the loop over run.steps(n), where members are not together (supernodes, or "
+                "strategy.max_staleness above 0): let the loop run to its end, which run.meet() brings about, and call "
+                "it then"
             )
 
     def _warn_about_idle_workers(self) -> None:
@@ -823,6 +828,15 @@ def _check_parameters(model: torch.nn.Module) -> None:
                 f"parameter {name!r} is {parameter.dtype}: gradients are summed as real numbers; keep its real and "
                 "imaginary parts (torch.view_as_real)"
             )
+
+
+def _refuse_momentum(codec: AnyCodec) -> None:
+    """Refuse a codec's momentum where no gradients are sent."""
+    if isinstance(parse_codec(codec), Momentum):
+        raise ConfigError(
+            f'strategy.codec = "{codec}" with strategy.elastic_averaging: what is sent are differences of parameters, '
+            "which have the optimizer's momentum: leave out +dgc"
+        )
 
 
 def _check_momentum(optimizer: torch.optim.Optimizer, codec: AnyCodec) -> None:

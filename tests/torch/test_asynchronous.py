@@ -268,6 +268,69 @@ def test_workers_and_servers_are_drawn_together(
         members.barrier()
 
 
+@pytest.mark.parametrize("codec", ["topk:0.02", "int4", "randomk:0.1"])
+def test_what_is_not_sent_does_not_drive_them_apart(group: Group, codec: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(400, 1, bias=False)
+    aim = torch.randn(1, 400)
+    spec = ParameterServer(max_staleness=4, elastic_averaging=0.9 / group.size)
+    given = settings(spec, clip_norm=None, codec=codec)
+    with closing(make_run(group, model, numbers(40, 1), given, lambda p: torch.optim.SGD(p, lr=0.1))) as run:
+        began = float((model.weight.detach() - aim).square().sum())
+        for step in run.steps(60 * group.size):
+            for _ in step:
+                step.backward((model.weight - aim).square().sum())
+            assert float((model.weight.detach() - aim).abs().max()) < 20
+        assert float((model.weight.detach() - aim).square().sum()) < 0.9 * began
+        assert run.residuals.gathered() == {}
+
+
+def test_servers_that_do_not_work_have_no_part_in_the_mean_of_states(group: Group) -> None:
+    if group.size < 2:
+        pytest.skip("needs a server and a worker")
+    spec = ParameterServer(1, max_staleness=4, elastic_averaging=0.2)
+    given = settings(spec, clip_norm=None)
+    model = nn.Linear(3, 1, bias=False)
+
+    def momentum(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr=0.01, momentum=0.5)
+
+    with closing(make_run(group, model, numbers(40, 1), given, momentum)) as run:
+        for until in (20, 40, 60):  # a gradient of 2, again and again: momentum gets to 4, on each worker
+            for step in run.steps(until * group.size):
+                for _ in step:
+                    step.backward(2 * model.weight.sum())
+            run.gather_optimizer()
+            (state,) = run.optimizer.state.values()
+            torch.testing.assert_close(state["momentum_buffer"], torch.full((1, 3), 4.0), rtol=1e-3, atol=1e-3)
+
+
+def test_members_that_change_between_phases_keep_the_model(group: Group) -> None:
+    for elastic in (0.0, 0.2):
+        spec = ParameterServer(max_staleness=4, elastic_averaging=elastic)
+        with closing(make_run(group, built(Regression), numbers(60), settings(spec), slow_sgd)) as run:
+            for steps in (0, 3 * group.size):
+                train(run, run.step + steps)
+                with torch.no_grad():
+                    for parameter in run.model.parameters():
+                        parameter.fill_(1.5 + steps)
+                run.abandon()
+                run.rebuild()
+                assert all(bool((parameter == 1.5 + steps).all()) for parameter in run.model.parameters())
+            train(run, run.step + group.size)
+            assert group.gather_objects(weights(run)) == [weights(run)] * group.size
+
+
+def test_what_takes_all_is_refused_in_the_loop(group: Group) -> None:
+    with closing(make_run(group, built(Regression), numbers(60), settings(ParameterServer(max_staleness=4)))) as run:
+        for step in run.steps(2 * group.size):
+            for unit in step:
+                step.backward(run.model(**unit))
+            with pytest.raises(ModelError, match="where members are not together"):
+                run.evaluate(lambda unit: run.model(**unit), numbers(60))
+        run.evaluate(lambda unit: run.model(**unit), numbers(60))
+
+
 def test_workers_have_optimizers_of_their_own(group: Group) -> None:
     spec = ParameterServer(max_staleness=4, elastic_averaging=0.9 / group.size)
     with closing(make_run(group, built(Regression), numbers(60), settings(spec), slow_momentum)) as run:
@@ -313,6 +376,9 @@ def test_what_cannot_be_is_refused(group: Group) -> None:
     for codec in ("powersgd:2", "auto"):
         with pytest.raises(ConfigError, match=r"strategy.codec with strategy.max_staleness above 0"):
             settings(stale, codec=codec)
+    drawn = settings(ParameterServer(max_staleness=2, elastic_averaging=0.1), codec="topk:0.1+dgc")
+    with pytest.raises(ConfigError, match=r"leave out \+dgc"):
+        make_run(group, built(Regression), numbers(40), drawn, plain_sgd)
     model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
     with closing(make_run(group, model, numbers(40), settings(stale))) as run:
         error = None

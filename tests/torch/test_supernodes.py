@@ -209,7 +209,7 @@ def test_what_takes_all_members_is_refused_within_a_round(group: Group) -> None:
             steps = run.steps(2)
             for unit in next(steps):
                 run.model(**unit)
-                with pytest.raises(ModelError, match="within a round of supernodes"):
+                with pytest.raises(ModelError, match="where members are not together"):
                     call()
                 break
             run._in_round = False  # as nobody may do
