@@ -212,7 +212,7 @@ def test_what_takes_all_members_is_refused_within_a_round(group: Group) -> None:
                 with pytest.raises(ModelError, match="where members are not together"):
                     call()
                 break
-            run._in_round = False  # as nobody may do
+            run._apart = False  # as nobody may do
 
 
 def test_with_a_period_of_one_step_groups_change_nothing(group: Group) -> None:
