@@ -252,6 +252,7 @@ def plot(courses: dict[str, dict[str, Course]], file: Path) -> None:
 
     figure, axes = plt.subplots(1, len(courses), figsize=(6 * len(courses), 4.5))
     for (task, of_task), axis in zip(courses.items(), np.atleast_1d(axes), strict=True):
+        axis.set_prop_cycle(color=plt.colormaps["tab20"].colors)
         for name, course in of_task.items():
             axis.plot(course.seconds, course.losses, label=name, linewidth=1)
         axis.set(title=task, xlabel="seconds", ylabel="validation loss", yscale="log")
