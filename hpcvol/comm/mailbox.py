@@ -178,18 +178,16 @@ class Mailbox:
             self._look()
         return self._failed
 
-    def until(self, ready: Callable[[], bool], spins: float = 0.0) -> None:
+    def until(self, ready: Callable[[], bool]) -> None:
         """Return when `ready()` is true; look often at first, then ever more rarely, down to a thousand times a second.
 
         Args:
             ready: what is looked at.
-            spins: seconds to look without a pause.
 
         Raises:
             LostMemberError: another rank has given the box up, since somebody died.
         """
-        began, pause = time.monotonic(), _LEAST_SECONDS
-        looked = began
+        looked, pause = time.monotonic(), _LEAST_SECONDS
         while not ready():
             now = time.monotonic()
             if now - looked > _LOOK_SECONDS:
@@ -198,9 +196,8 @@ class Mailbox:
                     revoked = self.group.revoked
                 if revoked:
                     raise LostMemberError("a member died, and another one has ended what went on between members")
-            if now - began > spins:
-                time.sleep(pause)
-                pause = min(2 * pause, _MOST_SECONDS)
+            time.sleep(pause)
+            pause = min(2 * pause, _MOST_SECONDS)
 
     @property
     def _byte(self) -> "MPI.Datatype":

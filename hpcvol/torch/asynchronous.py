@@ -145,10 +145,11 @@ class OwnSums(AllReduce):
         feedback, memory = self._feedbacks[number], self.memories[number]
         if feedback is None or self.codec is None:
             return
-        rows = self.codec.residual_rows
-        residual: Floats | None = np.zeros(rows * memory.numel, memory.dtype) if rows else None
         if counts and self.at_once:
             residual, _ = feedback.begin()
+        else:
+            rows = self.codec.residual_rows
+            residual = np.zeros(rows * memory.numel, memory.dtype) if rows else None
         self.encode(number, residual)
 
 

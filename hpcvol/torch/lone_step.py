@@ -1,6 +1,5 @@
 """A step that one worker computes alone, while others are at others."""
 
-import math
 import time
 from collections.abc import Iterator
 
@@ -10,7 +9,7 @@ from hpcvol.torch.asynchronous import AsynchronousParameters, Pushed
 from hpcvol.torch.float_sum import FloatGradients
 from hpcvol.torch.gradients import clip, gradient_norm
 from hpcvol.torch.loader import Unit
-from hpcvol.torch.step import Share, Step, not_finite
+from hpcvol.torch.step import Share, Step
 
 
 class LoneStep(Step):
@@ -60,10 +59,7 @@ class LoneStep(Step):
         gradients.finish(max(self.weight, 1))
         parameters = [parameter for _, parameter in run.parameters]
         self.gradient_norm = gradient_norm(parameters)
-        if not math.isfinite(self.gradient_norm):
-            for name, parameter in run.parameters:
-                if parameter.grad is not None and not bool((finite := parameter.grad.isfinite()).all()):
-                    raise not_finite(self.index, f"gradient {name}", float(parameter.grad[~finite][0]))
+        run.check_gradients(self)
         limit = run.settings.clip_norm
         scale = 1.0 if limit is None else min(1.0, limit / max(self.gradient_norm, limit))
         unused = frozenset(i for i, parameter in enumerate(parameters) if parameter.grad is None or not self.weight)

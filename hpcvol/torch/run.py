@@ -517,7 +517,7 @@ class Run:
     def _apply_everything(self, step: Step) -> None:
         parameters = [parameter for _, parameter in self.parameters]
         step.gradient_norm = gradient_norm(parameters)
-        self._check_gradients(step)
+        self.check_gradients(step)
         if self.settings.clip_norm is not None:
             clip(parameters, step.gradient_norm, self.settings.clip_norm)
         with tracing.span("optimizer"):
@@ -772,7 +772,7 @@ class Run:
         serving = self.shards.servers if self.shards is not None and self.shards.dedicated else ()
         return len(set(self.group.members).difference(serving))
 
-    def _check_gradients(self, step: Step) -> None:
+    def check_gradients(self, step: Step) -> None:
         """Refuse what the float sum lets through: the exact sum has looked at every term."""
         if not math.isfinite(step.gradient_norm):
             for name, parameter in self.parameters:
