@@ -1,9 +1,11 @@
 """What holds together, and what is promised for it: one table, checked at construction and printed in the docs."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
+from hpcvol.codecs import AnyCodec, Momentum, encodes_alone, parse
 from hpcvol.errors import ConfigError
+from hpcvol.strategies.parameter_server import ParameterServer
+from hpcvol.strategies.supernodes import Supernodes
 
 
 @dataclass(frozen=True)
@@ -170,25 +172,62 @@ def require_dealing(sum: str, dealing: str, *, robust: bool) -> None:
         )
 
 
-def require_served(*, robust: bool, encoded: bool, stale: bool, alone: bool, share: float) -> None:
-    """Return if servers can hold the parameters of a run.
+def require_sharing(
+    sum: str,
+    codec: AnyCodec,
+    servers: ParameterServer | None,
+    supernodes: Supernodes | None,
+    *,
+    robust: bool,
+    share: float,
+    weighed: bool,
+) -> None:
+    """Return if servers can hold the parameters of a run, and its members form such groups, if it has these.
 
     Args:
+        sum: of gradients.
+        codec: that they are encoded by, as `strategy.codec`.
+        servers: who holds parameters; None: every member.
+        supernodes: groups that members form, if any.
         robust: whether gradients are combined so that outliers cannot decide.
-        encoded: whether they are encoded.
-        stale: whether each member pushes its own.
-        alone: whether a codec, if there is one, encodes a member's gradients by themselves.
         share: of units that two members compute.
+        weighed: whether members have priorities or limits.
 
     Raises:
         ConfigError: they cannot; says what is in the way.
     """
+    stale = servers is not None and servers.is_asynchronous
+    encoded = codec != "none"
+    if supernodes is not None:
+        average, coded = supernodes.average, supernodes.codec != "none"
+        if average and sum == "exact":
+            raise ConfigError(
+                'strategy.between.period above 1 with sum = "exact": groups go apart for so many steps, and their '
+                'number decides the weights; set train.sum = "float", or period = 1'
+            )
+        if coded:
+            require("run", sum, encoded=True)
+        others = {
+            "strategy.combine": robust,
+            "strategy.codec": encoded,
+            'strategy.kind = "parameter_server" with max_staleness = 0': servers is not None and not stale,
+            "elastic.priorities or limits": weighed and not stale,
+        }
+        if (average or coded) and (found := [key for key, on in others.items() if on]):
+            raise ConfigError(
+                f"strategy.between does not go together with {' and '.join(found)} yet: leave one out, or set "
+                'period = 1 and codec = "none"'
+            )
+        if coded:
+            codec = supernodes.codec
+    if servers is None:
+        return
     others = {
         "strategy.combine": robust,
         "strategy.codec": encoded and not stale,
         "elastic.verify_share": bool(share),
     }
-    if stale and encoded and not alone:
+    if stale and not encodes_alone(codec):
         raise ConfigError(
             "strategy.codec with strategy.max_staleness above 0: each push is encoded by itself, and `auto` and "
             '`powersgd` take all members at once; name another codec, such as "int8" or "topk:0.01"'
@@ -197,44 +236,20 @@ def require_served(*, robust: bool, encoded: bool, stale: bool, alone: bool, sha
         raise ConfigError(
             f'strategy.kind = "parameter_server" does not go together with {" and ".join(found)} yet: leave one out'
         )
-
-
-def require_stale(sum: str, *, stale: bool) -> None:
-    """Return if members may compute steps of their own from parameters that may be stale.
-
-    Raises:
-        ConfigError: they may not; says why and what to do.
-    """
     if stale and sum == "exact":
         raise ConfigError(
             'strategy.max_staleness above 0 with sum = "exact": steps take effect in whatever order members are done, '
             'and nothing makes the same weights of that; set train.sum = "float", or max_staleness = 0'
         )
-
-
-def require_averaged(sum: str, *, average: bool, coded: bool, others: Mapping[str, bool]) -> None:
-    """Return if groups of members can average what each has trained by itself, or encode gradients between nodes.
-
-    Args:
-        sum: of gradients.
-        average: whether parameters are averaged, rather than gradients summed every step.
-        coded: whether groups encode what they send each other.
-        others: by the key of a configuration, whether what changes the sum is on.
-
-    Raises:
-        ConfigError: they cannot; says why and what to do.
-    """
-    if average and sum == "exact":
+    if servers.elastic_averaging and isinstance(parse(codec), Momentum):
         raise ConfigError(
-            'strategy.between.period above 1 with sum = "exact": groups go apart for so many steps, and their number '
-            'decides the weights; set train.sum = "float", or period = 1'
+            f'strategy.codec = "{codec}" with strategy.elastic_averaging: what is sent are differences of parameters, '
+            "which have the optimizer's momentum: leave out +dgc"
         )
-    if coded:
-        require("run", sum, encoded=True)
-    if (average or coded) and (found := [key for key, on in others.items() if on]):
+    if servers.compensation and supernodes is not None and supernodes.average:
         raise ConfigError(
-            f"strategy.between does not go together with {' and '.join(found)} yet: leave one out, or set period = 1 "
-            'and codec = "none"'
+            "strategy.compensation with strategy.between.period above 1: it corrects a gradient, and what groups push "
+            "are changes of parameters by several; set compensation = 0, or period = 1"
         )
 
 

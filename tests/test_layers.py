@@ -13,11 +13,12 @@ ROOT = Path(__file__).parent.parent
 # By layer, from the ground up. Modules of the package itself count with the rooms they stand between.
 LAYERS = [
     {"errors", "environment"},
-    {"kernels", "callables", "durable", "guarantees", "tracing"},
+    {"kernels", "callables", "durable", "tracing"},
     {"comm", "codecs", "data"},
     {"collectives"},
     {"elastic"},
     {"strategies"},
+    {"guarantees"},
     {"torch"},
     {"train"},
     {"doctor"},

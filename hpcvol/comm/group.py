@@ -287,7 +287,10 @@ class Group:
         self._mine[:2] = fingerprint, payload
         if data and len(data) <= self._inline_nbytes:
             self._mine.view(np.uint8)[_HEAD_NBYTES : _HEAD_NBYTES + len(data)] = np.frombuffer(data, np.uint8)
-        self._wait(self.communicator.Iallgather(self._mine, self._all), self._mine, self._all)
+        if self.size == 1:
+            self._all[0] = self._mine
+        else:
+            self._wait(self.communicator.Iallgather(self._mine, self._all), self._mine, self._all)
         fingerprints, payloads = self._all[:, :2].T.tolist()
         if fingerprints.count(fingerprint) != self.size:
             raise self._disagreement(fingerprints)

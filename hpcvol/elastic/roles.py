@@ -15,14 +15,18 @@ def tree(line: Mapping[str, Any]) -> Tree:
     """Return the roles that a line of a ledger tells of: supernodes or hosts, and in each who serves and who computes.
 
     Args:
-        line: `members` and `hosts`; where there are any, `groups`, ids of the members of each, `shards`, by member the
-            shards that it holds, and `computes`, ids of those who compute units.
+        line: `members` and `hosts`; where there are any, `groups`, ids of the members of each (servers that compute
+            nothing may be in none), `shards`, by member the shards that it holds, and `computes`, ids of those who
+            compute units.
     """
     members: Sequence[int] = line["members"]
     hosts = dict(zip(members, line["hosts"], strict=True))
     groups = [group for one in line.get("groups", ()) if (group := [member for member in one if member in hosts])]
+    supernodes = len(groups)
     is_grouped = bool(groups)
-    if not is_grouped:
+    if is_grouped:
+        groups += [[member] for member in members if not any(member in group for group in groups)]
+    else:
         groups = [[m for m in members if hosts[m] == host] for host in dict.fromkeys(line["hosts"])]
     branches: list[Tree] = []
     for group in groups:
@@ -38,7 +42,7 @@ def tree(line: Mapping[str, Any]) -> Tree:
             branches.append((f"{named}{'' if role == _COMPUTES else f'; {role}'}", []))
         else:
             branches.append((named, [(f"{_named(doers)}: {role}", []) for role, doers in roles]))
-    what = f"{len(groups)} supernodes of " if is_grouped else ""
+    what = f"{supernodes} supernodes of " if is_grouped else ""
     return f"{what}{len(members)} {'member' if len(members) == 1 else 'members'}", branches
 
 

@@ -104,6 +104,7 @@ class Sequencer:
         first: step.
         until: behind the last step.
         done: steps that count already.
+        stride: from one step that is handed out to the next.
         clocks: of the workers at first, all 0 by default.
     """
 
@@ -114,12 +115,13 @@ class Sequencer:
     first: int
     until: int
     done: Collection[int] = ()
+    stride: int = 1
     clocks: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._workers = {rank: _Worker(self.clocks.get(rank, 0)) for rank in self.workers}
         self._holders = set(self.holders)
-        self._left = [step for step in range(self.first, self.until) if step not in set(self.done)]
+        self._left = [step for step in range(self.first, self.until, self.stride) if step not in set(self.done)]
         self._next = max(self.done, default=self.first - 1) + 1  # behind the highest step that was handed out
         self._now = 0.0
         self._over = False

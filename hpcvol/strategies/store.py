@@ -178,7 +178,9 @@ class Store:
         """How many letters and parcels this member has sent, since members changed last."""
         return self._mailbox.letters, self._mailbox.parcels
 
-    def begin(self, workers: Sequence[int], first: int, until: int, done: Collection[int] = ()) -> None:
+    def begin(
+        self, workers: Sequence[int], first: int, until: int, done: Collection[int] = (), stride: int = 1
+    ) -> None:
         """Store what all members have, and let the workers do the steps `first` to `until`. Collective.
 
         Args:
@@ -186,6 +188,7 @@ class Store:
             first: step.
             until: behind the last one.
             done: steps among these that are done.
+            stride: steps that a worker does before it pushes; it claims the first of them.
         """
         self._fill()
         self.salvaged, self._acknowledged, self._unsettled = {}, None, None
@@ -193,23 +196,26 @@ class Store:
         self._begun = True
         if self.group.rank == self._head:
             everybody = {rank for ranks in self._holders for rank in ranks}
-            self._server.lead(Sequencer(workers, everybody, self._staleness, self.version, first, until, done))
+            self._server.lead(Sequencer(workers, everybody, self._staleness, self.version, first, until, done, stride))
         self.group.barrier()
 
-    def claim(self, known: Callable[[int], None] = lambda _: None) -> int | None:
+    def claim(self, known: Callable[[int], None] = lambda _: None, followers: Sequence[int] = ()) -> int | None:
         """Return the step that this member is to do, once it may; None where none is left. Local.
 
         What a server that is no worker calls to wait for the end.
 
         Args:
             known: called with the step before parameters are pulled for it.
+            followers: ranks that compute steps with this one, and have called `follow`.
 
         Raises:
-            LostMemberError: the head died, or all who held some shard.
+            LostMemberError: the head died, or a follower, or all who held some shard.
         """
         self._settle()
         self._write(self._head, "claim")
-        answer = self._answer("go", "end").content
+        answer = self._answer("go", "end", others=followers).content
+        for rank in followers:
+            self._mailbox.write(rank, _ASKED, answer)
         if answer[0] == "end":
             self.version = answer[1]
             return None
@@ -217,6 +223,19 @@ class Store:
         known(self._step)
         self._pull(version)
         return self._step
+
+    def follow(self, team: Sequence[int]) -> int | None:
+        """Return the step that the first of `team` has claimed for all of them; None where none is left. Local.
+
+        Raises:
+            LostMemberError: the head died, or one of the team.
+        """
+        answer = self._answer("go", "end", others=team).content
+        return None if answer[0] == "end" else int(answer[1])
+
+    def give_up(self) -> None:
+        """Say that this member cannot go on with its step: nobody gets further ones, and all meet. Local."""
+        self._write(self._head, "give up")
 
     def encode(self, vector: int, residual: Floats | None) -> None:
         """Encode what is to be pushed of one vector, which becomes what all holders will decode. Local; before `push`.
@@ -356,7 +375,7 @@ class Store:
             for shard in sorted(missing):
                 living = [rank for rank in self._holders[shard] if rank not in dead]
                 if not living:
-                    self._write(self._head, "give up")
+                    self.give_up()
                     raise LostMemberError(f"nobody is left who holds shard {shard}")
                 near = [rank for rank in living if self._is_near(rank)]
                 sources.setdefault((near or living)[0], []).append(shard)
@@ -428,13 +447,16 @@ class Store:
         self._unsettled = None
         self.counts()
 
-    def _answer(self, *kinds: str) -> Letter:
+    def _answer(self, *kinds: str, others: Sequence[int] = ()) -> Letter:
+        """Return the next letter to who asks, which has to be of these kinds, as long as the `others` live. Local."""
         found: list[Letter] = []
 
         def look() -> bool:
             letter = self._mailbox.take(_ASKED)
             if letter is not None:
                 found.append(letter)
+            elif dead := self._mailbox.failed.intersection(others):
+                raise LostMemberError(f"{self._mailbox.group.name_of(min(dead))} died")
             return bool(found)
 
         self._wait(look)

@@ -6,7 +6,7 @@ References:
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -71,13 +71,19 @@ class Supernodes:
         """Whether groups have parameters of their own, and average these."""
         return self.period > 1
 
-    def color(self, group: "Group") -> int:
-        """Return which group this member belongs to: the same number on all of it. Collective."""
+    def color(self, group: "Group", workers: Sequence[int]) -> int:
+        """Return which group this member belongs to: the same number on all of it. Collective.
+
+        Args:
+            group: all members.
+            workers: ranks of those that form groups; what others get says nothing.
+        """
         if self.groups == "node":
             return group.node.members[0]
         if self.groups == "link":
             return _by_links(group)
-        return group.rank * min(self.groups, group.size) // group.size
+        place = workers.index(group.rank) if group.rank in workers else 0
+        return place * min(self.groups, len(workers)) // len(workers)
 
 
 class Grouping:
@@ -85,48 +91,69 @@ class Grouping:
 
     Args:
         group: all members.
-        spec: what they form.
+        spec: what they form; None: each is a group of its own.
+        apart: ids of members that belong to no group.
 
     Attributes:
-        team: the members of this one's group.
+        team: the members of this one's group; of one that belongs to none, itself.
         teams: ids of the members of each group, in the order of their first ones.
-        index: of this member's group.
+        index: of this member's group; -1 where it belongs to none.
 
     Raises:
         ConfigError: there are fewer members than groups; on all of them.
     """
 
-    def __init__(self, group: "Group", spec: Supernodes) -> None:
-        if isinstance(spec.groups, int) and spec.groups > group.size:
-            raise ConfigError(
-                f"strategy.groups = {spec.groups} of {group.size} members: ask for at most as many groups as there are "
-                "members",
-                everywhere=True,
-            )
+    def __init__(self, group: "Group", spec: Supernodes | None, apart: Collection[int] = ()) -> None:
         self._group = group
         self._spec = spec
+        self._apart = frozenset(apart)
+        workers = len(self._workers())
+        if spec is not None and isinstance(spec.groups, int) and spec.groups > workers:
+            raise ConfigError(
+                f"strategy.groups = {spec.groups} of {workers} members that compute: ask for at most as many groups as "
+                "there are of these",
+                everywhere=True,
+            )
         self._shares: list[float] = []
         self.teams: list[tuple[int, ...]] = []
         self.index = 0
-        color = spec.color(group)
-        self.team = group.split(color)
+        self.team = group.split(self._color())
         self._look()
 
     def rebuild(self) -> None:
         """Form groups of the members that there are now. Collective."""
-        self.team.become_part(self._group, self._spec.color(self._group))
+        self.team.become_part(self._group, self._color())
         self._look()
+
+    def _workers(self) -> list[int]:
+        return [rank for rank, member in enumerate(self._group.members) if member not in self._apart]
+
+    def _color(self) -> int:
+        """Return what is the same on the members of a group. Collective."""
+        rank, workers = self._group.rank, self._workers()
+        color = rank if self._spec is None or not workers else self._spec.color(self._group, workers)
+        return 2 * color if rank in workers else 2 * rank + 1
 
     def _look(self) -> None:
         told = self._group.gather_objects(self.team.members)
-        self.teams = list(dict.fromkeys(told))
-        self.index = self.teams.index(self.team.members)
+        self.teams = [team for team in dict.fromkeys(told) if team[0] not in self._apart]
+        self.index = self.teams.index(self.team.members) if self.team.members in self.teams else -1
         self._shares = [float(len(team)) for team in self.teams]
 
     @property
     def is_leader(self) -> bool:
         """Whether this member speaks for its group. Who leads a group that dies is succeeded by the next of it."""
-        return self.team.rank == 0
+        return self.index >= 0 and self.team.rank == 0
+
+    @property
+    def leaders(self) -> list[int]:
+        """Ranks, among all members, of those that speak for their groups."""
+        return [self._group.members.index(team[0]) for team in self.teams]
+
+    @property
+    def ranks(self) -> list[int]:
+        """Ranks, among all members, of this one's group."""
+        return [self._group.members.index(member) for member in self.team.members]
 
     def dealt_by(self, rates: Mapping[int, float]) -> None:
         """Deal units to groups by what their members can do, in samples/s, where all are known. Local."""

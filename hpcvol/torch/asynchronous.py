@@ -4,7 +4,14 @@ A worker claims a step, pulls parameters, computes all of the step's units, and 
 does the same meanwhile. So there are as many updates as in a synchronous run, each of a whole batch, and the learning
 rate of a step is that of its number.
 
+A worker is a member, or a group of them (a supernode): its first member claims, pulls for all and pushes what they have
+combined. With a period above 1 a worker claims so many steps, applies the optimizer by itself, and pushes what became
+of the parameters.
+
 References:
+    Dean et al., "Large Scale Distributed Deep Networks", NIPS 2012, section 4.1 (Downpour SGD: fetch and push every few
+    steps).
+    Liu et al., "Asynchronous Local-SGD Training for Language Modeling", 2024, algorithm 1.
     Ho et al., "More Effective Distributed ML via a Stale Synchronous Parallel Parameter Server", NIPS 2013.
     Zhang et al., "Staleness-aware Async-SGD for Distributed Deep Learning", IJCAI 2016: a rate divided by staleness.
     Zhang, Choromanska, LeCun: "Deep Learning with Elastic Averaging SGD", NIPS 2015, algorithm 1.
@@ -12,7 +19,7 @@ References:
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +27,8 @@ import torch
 
 from hpcvol import tracing
 from hpcvol.codecs import AnyCodec, Cast, Floats, LowRank, parse
-from hpcvol.collectives import Vector
+from hpcvol.collectives import Vector, broadcast
+from hpcvol.comm import Group
 from hpcvol.strategies.allreduce import AllReduce
 from hpcvol.strategies.feedback import Feedback
 from hpcvol.strategies.layout import Layout
@@ -30,74 +38,53 @@ from hpcvol.strategies.reducer import FloatReducer
 from hpcvol.strategies.sequencer import Version
 from hpcvol.strategies.shards import Shards
 from hpcvol.strategies.store import Store
+from hpcvol.strategies.supernodes import Grouping
 from hpcvol.strategies.wire import Part
 from hpcvol.torch.counted import CountedStep
 from hpcvol.torch.float_sum import FloatGradients
 from hpcvol.torch.local_optimizer import LocalOptimizer
 from hpcvol.torch.sharded_optimizer import Flat, Held, Place, ShardedOptimizer, State
-from hpcvol.torch.step import Share
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a worker tells of a step that it pushes.
+    """What a worker tells of what it pushes.
 
     Attributes:
-        member: its id.
-        units: of the step.
-        epoch: of the step.
-        weight: of the step.
-        num_samples: of the step.
-        loss: mean.
-        metrics: means.
-        seconds: from the claim to the push.
-        gradient_norm: before clipping.
-        scale: by which it is clipped.
+        steps: that it has computed since it pushed last; without a number.
+        scale: by which gradients are clipped.
         hyperparameters: of the optimizer, by group, as they were for this step.
         unused: parameters that no unit used.
     """
 
-    member: int
-    units: Sequence[int]
-    epoch: int
-    weight: int
-    num_samples: int
-    loss: float
-    metrics: Mapping[str, float]
-    seconds: float
-    gradient_norm: float
+    steps: Sequence[CountedStep]
     scale: float
     hyperparameters: Sequence[Mapping[str, Any]]
     unused: frozenset[int]
 
 
-def counted(version: Version, number: int) -> CountedStep:
-    """Return what a push was, as the step of this number."""
-    told: Pushed = version.record
-    return CountedStep(
-        number,
-        version.step,
-        told.epoch,
-        told.loss,
-        told.metrics,
-        told.weight,
-        told.num_samples,
-        told.gradient_norm,
-        [Share(told.member, told.num_samples, told.seconds, told.units)],
-        version.missed,
-        version.behind,
-    )
+def counted(versions: Sequence[Version], first: int) -> list[CountedStep]:
+    """Return the steps that took effect with pushes, in their order, from number `first` on."""
+    found: list[CountedStep] = []
+    for version in versions:
+        told: Pushed = version.record
+        for step in told.steps:
+            found.append(replace(step, number=first + len(found), missed=version.missed, behind=version.behind))
+    return found
 
 
 class OwnSums(AllReduce):
-    """Sums over nobody: a worker's gradients are its own, encoded as they will be pushed, and open to the node.
+    """Sums over a worker's members, whose first one pushes them: encoded as they will be pushed, and open to the node.
 
     Args:
-        shards: who holds what; the others compute, or all do.
-        bucket_nbytes: how many bytes of gradients are in a bucket.
+        group: all members.
+        grouping: which of them are a worker.
+        team: sums over those of this worker.
         codec: of what is pushed.
-        at_once: whether gradients are pushed, and so encoded as soon as they are means. Otherwise it is what is between
-            a worker and servers: what was not sent of it is between them still, and is kept nowhere else.
+        at_once: whether means of gradients are what is pushed, and encoded as soon as they are there. Otherwise it is
+            what the worker has made of parameters.
+        keeps: whether what is not sent is added the next time. Otherwise it is still there between a worker and
+            servers, and is kept nowhere else.
 
     Attributes:
         memories: of gradients, by vector.
@@ -105,11 +92,15 @@ class OwnSums(AllReduce):
         encode: encodes a vector; set by who pushes.
     """
 
-    def __init__(self, shards: Shards, bucket_nbytes: int, codec: AnyCodec, *, at_once: bool) -> None:
-        super().__init__(shards.group, bucket_nbytes=bucket_nbytes, codec=codec)
-        self._shards = shards
+    def __init__(
+        self, group: Group, grouping: Grouping, team: AllReduce, codec: AnyCodec, *, at_once: bool, keeps: bool
+    ) -> None:
+        super().__init__(group, bucket_nbytes=team.bucket_nbytes, codec=codec)
+        self._grouping = grouping
+        self._team = team
         self._feedbacks: dict[int, Feedback | None] = {}
         self.at_once = at_once
+        self._keeps = keeps
         self.memories: list[Memory] = []
         parsed = parse(codec)
         assert not isinstance(parsed, LowRank)
@@ -119,33 +110,33 @@ class OwnSums(AllReduce):
     def feedback(self, numel: int, dtype: "np.dtype[Any]") -> Feedback | None:
         """As `AllReduce`."""
         found = super().feedback(numel, dtype)
-        return found if found is None or self.at_once else Feedback(numel, dtype, rows=0)
+        return found if found is None or self._keeps else Feedback(numel, dtype, rows=0)
 
     def floats(self, layout: Layout, vector: Memory, feedback: Feedback | None = None, *_: Any) -> FloatReducer:
         """As `AllReduce`."""
-        del layout
         vector.shared_over(self.group)
         if vector not in self.memories:
             self.memories.append(vector)
         if feedback is not None:
-            workers = workers_of(self._shards)
-            whole = slice(0, vector.numel if self.group.rank in workers else 0)
-            feedback.place(self.group, whole, 0, owns=self.group.rank in workers[:1])
+            leaders = self._grouping.leaders
+            whole = slice(0, vector.numel if self.group.rank in leaders else 0)
+            feedback.place(self.group, whole, 0, owns=self.group.rank in leaders[:1])
         number = self.memories.index(vector)
         self._feedbacks[number] = feedback
-        return _OwnFloats(self, number)
+        alone = self._team.group.size == 1
+        return _OwnFloats(self, number, None if alone else self._team.floats(layout, vector))
 
     def encode_vector(self, number: int, *, counts: bool = True) -> None:
-        """Encode what lies in a vector, which becomes what it stands for. Local.
+        """Encode what lies in a vector, which becomes what it stands for, if this member pushes it. Local.
 
         Args:
             number: which.
             counts: whether this is to change anything; else what was not sent stays as it is.
         """
         feedback, memory = self._feedbacks[number], self.memories[number]
-        if feedback is None or self.codec is None:
+        if feedback is None or self.codec is None or not self._grouping.is_leader:
             return
-        if counts and self.at_once:
+        if counts and self._keeps:
             residual, _ = feedback.begin()
         else:
             rows = self.codec.residual_rows
@@ -154,30 +145,32 @@ class OwnSums(AllReduce):
 
 
 class _OwnFloats:
-    """Floats of this member alone."""
+    """Floats of a worker: of one member, or the sums over several."""
 
-    def __init__(self, sums: OwnSums, number: int) -> None:
+    def __init__(self, sums: OwnSums, number: int, team: FloatReducer | None) -> None:
         self._sums = sums
         self._number = number
-        self.vector = sums.memories[number].mine
+        self._team = team
+        self.vector = sums.memories[number].mine if team is None else team.vector
 
     def push(self, bucket: int) -> None:
-        """Nothing."""
+        """Let a bucket be combined."""
+        if self._team is not None:
+            self._team.push(bucket)
 
     def finish(self, weight: int, own: int) -> None:
-        """Divide, and encode."""
-        self.vector /= weight
+        """Have the means, and encode them."""
+        if self._team is None:
+            self.vector /= max(weight, 1)
+        else:
+            self._team.finish(max(weight, 1), own)
         if self._sums.at_once:
-            self._sums.encode_vector(self._number, counts=own > 0)
+            self._sums.encode_vector(self._number, counts=weight > 0)
 
     def drop(self) -> None:
-        """Nothing was combined."""
-
-
-def workers_of(shards: Shards) -> list[int]:
-    """Return the ranks that compute."""
-    serving = shards.servers if shards.dedicated else ()
-    return [rank for rank, member in enumerate(shards.group.members) if member not in serving]
+        """Wait for what is on its way."""
+        if self._team is not None:
+            self._team.drop()
 
 
 class AsynchronousParameters:
@@ -186,17 +179,24 @@ class AsynchronousParameters:
     Args:
         shards: who holds what.
         spec: how stale parameters may be, and what becomes of stale gradients.
+        grouping: which members are a worker.
+        period: steps from one push of a worker to the next; above 1 it applies the optimizer by itself.
         parameters: names and parameters that require a gradient, in an order that is the same on every member.
         optimizer: of them.
         gradients: of this member's units.
         sums: where those lie.
         seed: of what a codec draws.
+
+    Attributes:
+        steps: that this member's worker has computed since it pushed last.
     """
 
     def __init__(
         self,
         shards: Shards,
         spec: ParameterServer,
+        grouping: Grouping,
+        period: int,
         parameters: Sequence[tuple[str, torch.nn.Parameter]],
         optimizer: torch.optim.Optimizer,
         gradients: FloatGradients,
@@ -205,6 +205,9 @@ class AsynchronousParameters:
     ) -> None:
         self.shards = shards
         self._spec = spec
+        self._grouping = grouping
+        self._period = period
+        self.steps: list[CountedStep] = []
         self._gradients = gradients
         self._sums = sums
         everything = [parameter for _, parameter in parameters]
@@ -219,6 +222,7 @@ class AsynchronousParameters:
         vectors = [flat.memory.mine for flat in self._flats]
         # What servers have, as far as this worker has pulled it, where its own parameters are others.
         self._centres = [vector.copy() for vector in vectors] if self.trains_apart else []
+        self._pulled = self._centres or vectors
         layouts = [flat.layout for flat in self._flats]
         # What gradients were computed from, as long as they may be read: what is pulled next comes to lie elsewhere.
         self._origins = [Memory(one.numel, one.dtype) for one in sums.memories] if spec.compensation else []
@@ -228,7 +232,7 @@ class AsynchronousParameters:
             shards,
             layouts,
             sums.memories,
-            self._centres or vectors,
+            self._pulled,
             self._change,
             spec.max_staleness,
             codec=sums.codec,
@@ -244,7 +248,12 @@ class AsynchronousParameters:
 
     @property
     def trains_apart(self) -> bool:
-        """Whether workers have parameters and optimizers of their own."""
+        """Whether workers apply optimizers of their own, and push what came of it."""
+        return self._spec.elastic_averaging > 0 or self._period > 1
+
+    @property
+    def _keeps_own(self) -> bool:
+        """Whether what a worker pulls does not become its parameters."""
         return self._spec.elastic_averaging > 0
 
     def begin(self, first: int, until: int, done: Collection[int]) -> None:
@@ -259,7 +268,7 @@ class AsynchronousParameters:
         for feedback in self._gradients.feedbacks.values():
             feedback.take_up()
         self._take_model()
-        self.store.begin(workers_of(self.shards), first, until, done)
+        self.store.begin(self._grouping.leaders, first, until, done, self._period)
 
     def finish(self) -> list[Version]:
         """Return what counts of the steps since `begin`, in order; all members have its parameters. Collective."""
@@ -269,37 +278,65 @@ class AsynchronousParameters:
         return log
 
     def claim(self, known: Callable[[int], None]) -> int | None:
-        """Return the step that this member is to do, its parameters being in the model; None at the end. Local.
+        """Return the first step that this worker is to do next, with parameters in the model; None at the end.
+
+        Collective over the members of the worker.
 
         Args:
             known: called with the step before parameters are pulled for it.
+
+        Raises:
+            LostMemberError: a member of the worker died, or servers that others cannot replace.
         """
+        self.steps = []
+        others = [rank for rank in self._grouping.ranks if rank != self.shards.group.rank]
         with tracing.span("claim"):
-            step = self.store.claim(known)
-        if not self.trains_apart:
+            if self._grouping.is_leader or not others:
+                step = self.store.claim(known, others)
+            else:
+                step = self.store.follow(self._grouping.ranks)
+                if step is not None:
+                    known(step)
+            if others and step is not None:
+                for vector in self._pulled:
+                    broadcast(self._grouping.team, vector, 0)
+        if not self._keeps_own:
             self._take_stored()
         for origin, flat in zip(self._origins, self._flats, strict=False):
             origin.mine[:] = flat.memory.mine
         return step
 
-    def draw_together(self) -> None:
-        """Draw the parameters of this worker, and by what it will push those of servers, towards each other. Local.
+    def push(self, told: Pushed) -> None:
+        """Push the means of gradients, or what this worker has made of parameters. Collective over its members."""
+        if self.trains_apart:
+            self._take_changes()
+        with tracing.span("push"):
+            if self._grouping.is_leader:
+                self.store.push(told)
 
-        The optimizer has applied the gradients, whose memory is that of pushes too.
+    def give_up(self) -> None:
+        """Have this worker do nothing more, as one of its members has died, and all meet. Local."""
+        if self._grouping.team.size > 1:
+            self._grouping.team.give_up()
+        self.store.give_up()
+
+    def _take_changes(self) -> None:
+        """Have what the worker's optimizer has changed where it is pushed from, where gradients were.
+
+        With elastic averaging it is a part of what is between a worker and servers, by which both are drawn together.
         """
         for number, (flat, centre) in enumerate(zip(self._flats, self._centres, strict=True)):
             flat.all_to_vector()
             own, change = flat.memory.mine, self._sums.memories[number].mine
             np.subtract(own, centre, out=change)
-            change *= change.dtype.type(self._spec.elastic_averaging)
+            if self._keeps_own:
+                change *= change.dtype.type(self._spec.elastic_averaging)
             self._sums.encode_vector(number)
-            own -= change
-            flat.to_parameters()
-
-    def push(self, told: Pushed) -> None:
-        """Push the gradients that this member has computed, or what is to draw servers towards it. Local."""
-        with tracing.span("push"):
-            self.store.push(told)
+            if self._keeps_own:
+                if self._sums.codec is not None and self._grouping.team.size > 1:
+                    broadcast(self._grouping.team, change, 0)
+                own -= change
+                flat.to_parameters()
 
     def take_state(self) -> None:
         """Take over the optimizer's state, as it is loaded or new: of what this member holds. Local."""
@@ -333,6 +370,10 @@ class AsynchronousParameters:
         self._take_stored()
         self.optimizer.hold(self._pieces(self.store.parts), states)
         self._inherited, self._taking_over = {}, set()
+        if self.trains_apart and self.shards.group.any(self._grouping.team.size > 1):
+            self.optimizer.gather(
+                self.shards, here=True
+            )  # members of a worker have the same, and its members are others
 
     def close(self) -> None:
         """End the thread that serves, and let the parameters go. Local."""
@@ -372,8 +413,10 @@ class AsynchronousParameters:
     def _change(self, parts: Sequence[Part], pushed: Sequence[Vector], version: Version) -> None:
         """Apply the optimizer to what this member holds; in the thread that serves."""
         told: Pushed = version.record
-        hyperparameters = told.hyperparameters
-        if self._spec.rate_by_staleness:
+        hyperparameters, scale = told.hyperparameters, told.scale
+        if self._spec.rate_by_staleness and self.trains_apart:
+            scale /= 1 + version.missed
+        elif self._spec.rate_by_staleness:
             hyperparameters = [{**group, "lr": group["lr"] / (1 + version.missed)} for group in hyperparameters]
 
         def gradient_of(piece: Held) -> torch.Tensor | None:
@@ -382,8 +425,8 @@ class AsynchronousParameters:
             number, begin = self._place_of[piece.place]
             here = slice(begin, begin + piece.stop - piece.start)
             gradient = torch.from_numpy(pushed[number])[here]
-            if told.scale != 1:
-                gradient = gradient * told.scale
+            if scale != 1:
+                gradient = gradient * scale
             if self._spec.compensation:
                 origin = torch.from_numpy(pushed[len(parts) + number])[here]
                 moved = piece.values.data - origin

@@ -1,62 +1,39 @@
-"""A step that one worker computes alone, while others are at others."""
+"""A step that one worker computes, a member or a group of them, while others are at others."""
 
-import time
-from collections.abc import Iterator
-
-from hpcvol import tracing
-from hpcvol.errors import HpcvolError, ModelError
+from hpcvol.elastic.bag import Bag
+from hpcvol.elastic.units import UnitSpan
 from hpcvol.torch.asynchronous import AsynchronousParameters, Pushed
-from hpcvol.torch.float_sum import FloatGradients
+from hpcvol.torch.counted import CountedStep
 from hpcvol.torch.gradients import clip, gradient_norm
-from hpcvol.torch.loader import Unit
-from hpcvol.torch.step import Share, Step
+from hpcvol.torch.team_step import TeamStep
 
 
-class LoneStep(Step):
-    """A step of a run whose parameters may be stale: all of its units are this member's.
+class LoneStep(TeamStep):
+    """A step of a run whose parameters may be stale: all of its units are this member's, or its group's.
 
-    Loss, metrics and shares are of this member alone, and known when the step is pushed; whether it counts is known
-    when all members meet.
+    Loss, metrics and shares are known when the step is over; whether it counts is known when all members meet.
+
+    Attributes:
+        is_pushed: whether it is the last one before what the worker did is pushed.
     """
 
-    def __iter__(self) -> Iterator[Unit]:
-        try:
-            yield from self._computed()
-        except HpcvolError as error:
-            if error.everywhere:  # nobody else has it, here
-                raise type(error)(str(error)) from None
-            raise
+    is_pushed = True
 
-    def _computed(self) -> Iterator[Unit]:
-        if self._begun:
-            raise ModelError(f"step {self.index} is iterated over a second time: its units are pushed once")
-        self._begun = True
+    def _deal(self, spans: list[UnitSpan]) -> Bag:
         run = self._run
-        served, gradients = run.asynchronous, run.gradients
+        ahead = [] if self.is_pushed else run.deal(run.units(self.index + 1))
+        run.loader.forget(but=[*run.deal(spans), *ahead])
+        bag = run.bag(spans)
+        run.loader.prefetch(ahead)
+        return bag
+
+    def _combine(self) -> None:
+        self._run.buffers.refuse_changes()
+        self._run.gradients.finish(self.weight)  # what has no weight is pushed too, as nothing
+
+    def _take_effect(self) -> None:
+        run, served = self._run, self._run.asynchronous
         assert served is not None
-        assert isinstance(gradients, FloatGradients)
-        began_ns, began = tracing.now(), time.monotonic()
-        self.attempts += 1
-        gradients.reset()
-        run.buffers.reset()
-        spans = run.in_passes(self._units)
-        for number, span in enumerate(spans):
-            self._last = number == len(spans) - 1
-            yield from self._offer(span)
-            if self._failure is not None:
-                raise self._failure
-        self._check_losses(self._records)
-        self._average(self._records)
-        run.buffers.refuse_changes()
-        seconds = time.monotonic() - began
-        self.shares = [Share(run.member, self.num_samples, seconds, [span.index for span in self._units])]
-        self._push(served, gradients, seconds)
-        tracing.record("step", began_ns, step=self.index)
-
-    def _push(self, served: AsynchronousParameters, gradients: FloatGradients, seconds: float) -> None:
-        run = self._run
-        gradients.agree([gradients.tell()])
-        gradients.finish(max(self.weight, 1))
         parameters = [parameter for _, parameter in run.parameters]
         self.gradient_norm = gradient_norm(parameters)
         run.check_gradients(self)
@@ -68,24 +45,26 @@ class LoneStep(Step):
                 if limit is not None:
                     clip(parameters, self.gradient_norm, limit)
                 run.step_optimizer()
-            served.draw_together()
             scale, unused = 1.0, frozenset()
         for parameter in parameters:
             parameter.grad = None  # others read it
-        hyperparameters = served.optimizer.hyperparameters()
-        served.push(
-            Pushed(
-                run.member,
-                [span.index for span in self._units],
+        run.learn_speeds(self)
+        self._tell(served, scale, unused)
+
+    def _tell(self, served: AsynchronousParameters, scale: float, unused: frozenset[int]) -> None:
+        """Count this step, and push what the worker has done if it is time. Local."""
+        served.steps.append(
+            CountedStep(
+                0,
+                self.index,
                 self.epoch,
-                self.weight,
-                self.num_samples,
                 self.loss,
                 self.metrics,
-                seconds,
+                self.weight,
+                self.num_samples,
                 self.gradient_norm,
-                scale,
-                hyperparameters,
-                unused,
+                self.shares,
             )
         )
+        if self.is_pushed:
+            served.push(Pushed(tuple(served.steps), scale, served.optimizer.hyperparameters(), unused))

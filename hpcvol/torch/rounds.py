@@ -11,7 +11,7 @@ References:
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,63 +19,18 @@ import torch
 
 from hpcvol import tracing
 from hpcvol.comm import Group
-from hpcvol.comm.failures import died
-from hpcvol.comm.faults import tells_of_loss
 from hpcvol.elastic.ledger import ranges
 from hpcvol.elastic.units import Batching
-from hpcvol.errors import HpcvolError, MemberError, ModelError
+from hpcvol.errors import MemberError
 from hpcvol.strategies.allreduce import AllReduce
 from hpcvol.strategies.supernodes import Grouping
 from hpcvol.torch.buffers import Buffers
 from hpcvol.torch.counted import CountedStep
 from hpcvol.torch.float_sum import FlatSum, summed_in
-from hpcvol.torch.loader import Unit
 from hpcvol.torch.local_optimizer import unite_states
 from hpcvol.torch.means import weighted_mean
-from hpcvol.torch.step import Share, Step
-
-
-class TeamStep(Step):
-    """A step of one group's part of the units.
-
-    Attributes:
-        lost: a member has died: the round counts for nothing.
-        over: whether it was computed.
-    """
-
-    lost: BaseException | None = None
-    over = False
-
-    def __iter__(self) -> Iterator[Unit]:
-        try:
-            yield from self._computed()
-        except Exception as error:
-            if tells_of_loss(error):
-                self.lost = error
-            elif isinstance(error, HpcvolError) and error.everywhere:  # only this group has it
-                raise type(error)(str(error)) from None
-            else:
-                raise
-
-    def _computed(self) -> Iterator[Unit]:
-        if self._begun:
-            raise ModelError(f"step {self.index} is iterated over a second time: its units are summed once")
-        self._begun = True
-        run, began_ns = self._run, tracing.now()
-        if run.group.revoked:
-            run.abandon()  # others of this group may be in the step
-            raise died("another member", "its group computed a step")
-        summed = False
-        while not summed:
-            for span in (bag := self._begin()):
-                self._last = not bag
-                yield from self._offer(span)
-                if self._failure is not None:
-                    break
-            summed = self._sum()
-        run.apply(self)
-        self.over = True
-        tracing.record("step", began_ns, step=self.index)
+from hpcvol.torch.step import Share
+from hpcvol.torch.team_step import TeamStep
 
 
 @dataclass(frozen=True)

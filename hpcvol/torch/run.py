@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from hpcvol import tracing
-from hpcvol.codecs import AnyCodec, Momentum, encodes_alone
+from hpcvol.codecs import AnyCodec, Momentum
 from hpcvol.codecs import parse as parse_codec
 from hpcvol.collectives import Algorithm
 from hpcvol.comm import Group, doing, together
@@ -22,15 +22,7 @@ from hpcvol.elastic.membership import MembersChanged, Membership, Replacing
 from hpcvol.elastic.speed import SlowMembers
 from hpcvol.elastic.units import Batching, UnitSpan, merge
 from hpcvol.errors import CheckpointError, ConfigError, LostMemberError, ModelError
-from hpcvol.guarantees import (
-    require,
-    require_averaged,
-    require_dealing,
-    require_served,
-    require_stale,
-    require_units,
-    require_verifiable,
-)
+from hpcvol.guarantees import require, require_dealing, require_sharing, require_units, require_verifiable
 from hpcvol.strategies.allreduce import AllReduce
 from hpcvol.strategies.combinations import parse
 from hpcvol.strategies.parameter_server import ParameterServer
@@ -50,13 +42,14 @@ from hpcvol.torch.loader import Loader, Unit
 from hpcvol.torch.lone_step import LoneStep
 from hpcvol.torch.numerics import agree_on
 from hpcvol.torch.residuals import Residuals
-from hpcvol.torch.rounds import Rounds, TeamStep
+from hpcvol.torch.rounds import Rounds
 from hpcvol.torch.samples import Samples, open_samples
 from hpcvol.torch.seeding import BETWEEN_STEPS, seed_generators
 from hpcvol.torch.served import ServedParameters
 from hpcvol.torch.sharded_optimizer import check_served
 from hpcvol.torch.staging import broadcast_tensor
 from hpcvol.torch.step import Step, not_finite
+from hpcvol.torch.team_step import TeamStep
 from hpcvol.torch.verification import Verification
 
 logger = logging.getLogger("hpcvol")
@@ -111,23 +104,50 @@ class Settings:
         require("run", self.sum, robust=robust, encoded=self.codec != "none")
         require_verifiable(self.sum, self.verify_share)
         require_dealing(self.sum, self.dealing.kind, robust=robust)
-        if self.servers is not None:
-            stale = self.servers.is_asynchronous
-            encoded, alone = self.codec != "none", encodes_alone(self.codec)
-            require_served(robust=robust, encoded=encoded, stale=stale, alone=alone, share=self.verify_share)
-            require_stale(self.sum, stale=self.servers.is_asynchronous)
-        if self.supernodes is not None:
-            others = {
-                "strategy.combine": robust,
-                "strategy.codec": self.codec != "none",
-                'strategy.kind = "parameter_server"': self.servers is not None,
-                "elastic.priorities or limits": bool(self.dealing.priorities or self.dealing.limits),
-            }
-            require_averaged(
-                self.sum, average=self.supernodes.average, coded=self.supernodes.codec != "none", others=others
-            )
+        require_sharing(
+            self.sum,
+            self.codec,
+            self.servers,
+            self.supernodes,
+            robust=robust,
+            share=self.verify_share,
+            weighed=bool(self.dealing.priorities or self.dealing.limits),
+        )
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed = {self.seed}: expected a number from 0 to 2^63 - 1")
+
+    @property
+    def is_asynchronous(self) -> bool:
+        """Whether members do not compute each step together, but push to servers what they have computed."""
+        return self.servers is not None and self.servers.is_asynchronous
+
+    @property
+    def period(self) -> int:
+        """Steps that a group of members does by itself."""
+        return 1 if self.supernodes is None else self.supernodes.period
+
+    @property
+    def workers_train_apart(self) -> bool:
+        """Whether those that push to servers apply the optimizer by themselves."""
+        return (
+            self.is_asynchronous
+            and self.servers is not None
+            and (self.period > 1 or self.servers.elastic_averaging > 0)
+        )
+
+    @property
+    def codec_of_gradients(self) -> AnyCodec:
+        """What members encode that they sum in each step."""
+        if self.is_asynchronous:
+            return "none"
+        spec = self.supernodes
+        return self.codec if spec is None or spec.average or spec.codec == "none" else spec.codec
+
+    @property
+    def codec_of_pushes(self) -> AnyCodec:
+        """What is encoded on its way to servers."""
+        spec = self.supernodes
+        return self.codec if spec is None or spec.codec == "none" else spec.codec
 
 
 class Run:
@@ -183,12 +203,11 @@ class Run:
             _check_momentum(optimizer, settings.codec)
             if settings.supernodes is not None:
                 _check_momentum(optimizer, settings.supernodes.codec)
-            if settings.servers is not None and settings.servers.elastic_averaging:
-                _refuse_momentum(settings.codec)
             if settings.servers is not None:
-                check_served(self.parameters, None if settings.servers.elastic_averaging else optimizer)
+                check_served(self.parameters, None if settings.workers_train_apart else optimizer)
         self.facts = self._facts(len(samples))
         agree_on(group, self.facts, "make the same model, optimizer and run on every member")
+        self.shards = None if settings.servers is None else Shards(group, settings.servers)
         self.grouping = self._form_groups()
         self.team = group if self.grouping is None else self.grouping.team
         strategy = VerifiedAllReduce if settings.verify_share else AllReduce
@@ -197,18 +216,16 @@ class Run:
             # The last step of an epoch is the shortest.
             fewest = len(self.batching.units(self.batching.steps_per_epoch - 1))
             require_units(settings.combine, combination.least_members, fewest)
-        spec = settings.supernodes
         self.strategy = strategy(
             self.team,
             settings.algorithm,
             settings.bucket_nbytes,
             combination,
-            settings.codec if spec is None or spec.average or spec.codec == "none" else spec.codec,
+            settings.codec_of_gradients,
             settings.seed,
         )
         self._applying = False
         self._guard = optimizer.register_step_pre_hook(self._refuse_step)
-        self.shards = None if settings.servers is None else Shards(group, settings.servers)
         self.gradients = self._make_gradients()
         self.buffers = Buffers(model, self.batching.units_per_step, self.strategy, device)
         self.rounds = self._make_rounds()
@@ -218,8 +235,9 @@ class Run:
         if settings.verify_share and isinstance(self.gradients, ExactGradients):
             sums = [*self.gradients.sums, self.buffers.total]
             self.verification = Verification(settings.verify_share, group, sums)
-        self.dealing = dealing_of(self.team, self._terms(), settings.sum)
-        self.dealing_to_all = self.dealing if self.grouping is None else Dealing(group, _EQUAL)
+        terms = settings.dealing if self.grouping is not None else self._without_servers(settings.dealing)
+        self.dealing = dealing_of(self.team, terms, settings.sum)
+        self.dealing_to_all = self.dealing if self.grouping is None else Dealing(group, self._without_servers(_EQUAL))
         self.slow: list[tuple[str, float]] = []
         self._slow_of_team: list[tuple[str, float]] = []
         self._apart = False
@@ -249,6 +267,11 @@ class Run:
     def is_first(self) -> bool:
         """Whether this member writes and prints for all."""
         return self.group.rank == 0
+
+    @property
+    def _speaks(self) -> bool:
+        """Whether this member speaks for its team."""
+        return self.team.rank == 0
 
     def describe_batch(self) -> str:
         """Return what a batch is, as in `batch 64 = 8 units of 8 over 3 workers`."""
@@ -330,7 +353,7 @@ class Run:
                     break
         saying, stopwatch = self.membership.saying, self.dealing.stopwatch
         rate = None if stopwatch.sample_seconds is None else 1 / max(stopwatch.sample_seconds, 1e-9)
-        told = {**saying, _RATE: rate, _SLOW: self._slow_of_team if self.team.rank == 0 else []}
+        told = {**saying, _RATE: rate, _SLOW: self._slow_of_team if self._speaks else []}
         done = self.membership.settle(lambda: rounds.combine(first, steps, told))
         rounds.commit()
         self._slow_of_team = []
@@ -350,10 +373,13 @@ class Run:
             yield from self._phase(served, until)
             seed_generators(self.settings.seed, self.step, 0, BETWEEN_STEPS)
             self.residuals.tell(self.membership.saying)
-            said = self.membership.attempt(lambda: self.group.gather_objects((self.member, self.membership.saying)))
-            self.membership.told = dict(said)
-            self.residuals.committed(self.membership.told, self.membership.saying)
-            meets = any(one.get(_MEETS) for _, one in said)
+            mine = self.member, {**self.membership.saying, _SLOW: self._slow_of_team if self._speaks else []}
+            self._slow_of_team = []
+            told = dict(self.membership.attempt(lambda: self.group.gather_objects(mine)))  # noqa: B023
+            self.membership.told = told
+            self.slow += [one for said in told.values() for one in said[_SLOW]]
+            self.residuals.committed(told, self.membership.saying)
+            meets = any(said.get(_MEETS) for said in told.values())
             self.membership.saying.pop(_MEETS, None)
             self.membership.at_boundary()
 
@@ -368,7 +394,7 @@ class Run:
             if self.membership.saying.get(_MEETS) or self.membership.leaves:
                 served.store.stop()  # it was said to those who were there before
             self._apart = True
-            yield from self._claimed(served)
+            yield from self._claimed(served, until)
             self._apart = False
             try:
                 log = self.membership.settle(served.finish)
@@ -377,28 +403,38 @@ class Run:
                 log = list(served.store.salvaged.values())
             done |= {one.step: one for one in log}
         served.store.end()
-        in_order = sorted(done.values(), key=lambda one: one.number)
-        self.counted += [counted(one, first + place) for place, one in enumerate(in_order, 1)]
-        self.step = first + len(done)
+        steps = counted(sorted(done.values(), key=lambda one: one.number), first + 1)
+        self.counted += steps
+        self.step = first + len(steps)
 
-    def _claimed(self, served: AsynchronousParameters) -> Iterator[Step]:
+    def _claimed(self, served: AsynchronousParameters, until: int) -> Iterator[Step]:
         def fetch(step: int) -> None:
-            self.loader.prefetch(self.in_passes(self.batching.units(step)))
+            self.loader.prefetch(self.deal(self.units(step)))
 
-        while True:
+        lost = False
+        while not lost:
             try:
-                index = served.claim(fetch)
+                first = served.claim(fetch)
             except LostMemberError:
-                return  # all find out, and meet
-            if index is None:
-                return
-            step = LoneStep(self, index)
-            yield step
-            if not step.shares:
-                raise ModelError(
-                    f"step {index} was left before all of its units were computed, and nobody else has them: let "
-                    "`for unit in step` run to its end, also after `continue`"
-                )
+                lost = True
+                break
+            if first is None:
+                break
+            last = min(first + self.settings.period, until)
+            for index in range(first, last):
+                step = LoneStep(self, index)
+                step.is_pushed = index == last - 1
+                yield step
+                lost = step.lost is not None
+                if lost:
+                    break
+                if not step.over:
+                    raise ModelError(
+                        f"step {index} was left before all of its units were computed, and nobody else has them: let "
+                        "`for unit in step` run to its end, also after `continue`"
+                    )
+        if lost:
+            served.give_up()  # all find out, and meet
 
     def meet(self) -> None:
         """Where members are not together after each step, have `steps` end on all when they next are. Local.
@@ -448,7 +484,7 @@ class Run:
     def roles(self) -> dict[str, Any]:
         """Return who does what, as a ledger's line tells it: see `hpcvol.elastic.roles.tree`. Local."""
         found: dict[str, Any] = {"members": self.group.members, "hosts": self.group.hosts}
-        if self.grouping is not None:
+        if self.grouping is not None and self.settings.supernodes is not None:
             found["groups"] = self.grouping.teams
         if (shards := self.shards) is not None:
             held = {one: [i for i, by in enumerate(shards.holders) if one in by] for one in self.group.members}
@@ -460,7 +496,7 @@ class Run:
     def units(self, index: int) -> list[UnitSpan]:
         """Return the units of a step that this member's team computes. Local."""
         units = self.batching.units(index)
-        return units if self.grouping is None else self.grouping.part(units)
+        return units if self.grouping is None or self.rounds is None else self.grouping.part(units)
 
     def deal(self, spans: list[UnitSpan]) -> list[UnitSpan]:
         """Return this worker's share of a step's units, in proportion or as many as others. Local."""
@@ -504,7 +540,7 @@ class Run:
             self.membership.attempt(self.served.pull)
         if self.rounds is None:
             self.residuals.committed(step.told, self.membership.saying)
-        self._learn_speeds(step)
+        self.learn_speeds(step)
         self.step += 1
         # Units left the generators where this worker's last unit put them; what is drawn between steps must not tell.
         seed_generators(self.settings.seed, self.step, 0, BETWEEN_STEPS)
@@ -581,8 +617,9 @@ class Run:
     def rebuild(self) -> None:
         """As `hpcvol.elastic.membership.Part`."""
         self.loader.forget()
-        if self.grouping is not None and self.rounds is not None:
+        if self.rounds is not None:
             self.rounds.restore()
+        if self.grouping is not None:
             self.grouping.rebuild()
         if self.served is not None:
             self.served.rebuild()
@@ -657,7 +694,7 @@ class Run:
         """Return units as they are computed: one by one, or merged where their gradients need not be kept apart."""
         return mine if self.gradients.separate else merge(mine)
 
-    def _learn_speeds(self, step: Step) -> None:
+    def learn_speeds(self, step: Step) -> None:
         """Let the next step be dealt by what this one told, and tell of members that are slow."""
         num_units = len(self.units(step.index))
         if not num_units:
@@ -672,7 +709,7 @@ class Run:
         self.dealing.committed(done)
         for slow in self._slow_members.look(done.seconds, done.unit_samples):
             who = self.group.name_of(self.group.members.index(slow.member))
-            (self.slow if self.rounds is None else self._slow_of_team).append((who, slow.times))
+            (self.slow if self.grouping is None else self._slow_of_team).append((who, slow.times))
             if self.team.rank == 0:
                 logger.warning(
                     "%s takes %.1f times as long for a sample as the median member%s",
@@ -709,15 +746,16 @@ class Run:
         settings, sums = self.settings, self.strategy
         self._served_sums: ServedSums | OwnSums | None = None
         if self.shards is not None and settings.servers is not None:
-            asynchronous = settings.servers.is_asynchronous
             sums = self._served_sums = (
                 OwnSums(
-                    self.shards,
-                    settings.bucket_nbytes,
-                    settings.codec,
-                    at_once=not settings.servers.elastic_averaging,
+                    self.group,
+                    self.grouping,
+                    self.strategy,
+                    settings.codec_of_pushes,
+                    at_once=not settings.workers_train_apart,
+                    keeps=not settings.servers.elastic_averaging,
                 )
-                if asynchronous
+                if self.grouping is not None
                 else ServedSums(self.shards, settings.algorithm, settings.bucket_nbytes)
             )
         if settings.sum == "float":
@@ -726,12 +764,15 @@ class Run:
         return ExactGradients(self.parameters, lambda terms, dtype: ExactSum(terms, units, sums, self.device, dtype))
 
     def _form_groups(self) -> Grouping | None:
-        spec = self.settings.supernodes
+        spec, shards = self.settings.supernodes, self.shards
+        if self.settings.is_asynchronous:
+            assert shards is not None
+            return Grouping(self.group, spec, shards.servers if shards.dedicated else ())
         return Grouping(self.group, spec) if spec is not None and spec.average else None
 
     def _make_rounds(self) -> Rounds | None:
         spec, settings, group = self.settings.supernodes, self.settings, self.group
-        if self.grouping is None or spec is None:
+        if self.grouping is None or spec is None or settings.is_asynchronous:
             return None
         return Rounds(
             group,
@@ -747,11 +788,19 @@ class Run:
 
     def _serve_asynchronously(self) -> AsynchronousParameters | None:
         spec, sums = self.settings.servers, self._served_sums
-        if self.shards is None or spec is None or not isinstance(sums, OwnSums):
+        if self.shards is None or spec is None or self.grouping is None or not isinstance(sums, OwnSums):
             return None
         assert isinstance(self.gradients, FloatGradients)
         return AsynchronousParameters(
-            self.shards, spec, self.parameters, self.optimizer, self.gradients, sums, self.settings.seed
+            self.shards,
+            spec,
+            self.grouping,
+            self.settings.period,
+            self.parameters,
+            self.optimizer,
+            self.gradients,
+            sums,
+            self.settings.seed,
         )
 
     def _serve(self) -> ServedParameters | None:
@@ -759,9 +808,8 @@ class Run:
             return None
         return ServedParameters(self.shards, self.parameters, self.optimizer, self.gradients, self._served_sums)
 
-    def _terms(self) -> Terms:
-        """Return how units are dealt: servers that do nothing else get none."""
-        terms = self.settings.dealing
+    def _without_servers(self, terms: Terms) -> Terms:
+        """Return the terms where servers that do nothing else get no units."""
         if self.shards is None or not self.shards.dedicated:
             return terms
         return replace(terms, priorities={**terms.priorities, **{str(one): 0.0 for one in self.shards.servers}})
@@ -828,15 +876,6 @@ def _check_parameters(model: torch.nn.Module) -> None:
                 f"parameter {name!r} is {parameter.dtype}: gradients are summed as real numbers; keep its real and "
                 "imaginary parts (torch.view_as_real)"
             )
-
-
-def _refuse_momentum(codec: AnyCodec) -> None:
-    """Refuse a codec's momentum where no gradients are sent."""
-    if isinstance(parse_codec(codec), Momentum):
-        raise ConfigError(
-            f'strategy.codec = "{codec}" with strategy.elastic_averaging: what is sent are differences of parameters, '
-            "which have the optimizer's momentum: leave out +dgc"
-        )
 
 
 def _check_momentum(optimizer: torch.optim.Optimizer, codec: AnyCodec) -> None:

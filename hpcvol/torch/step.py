@@ -246,6 +246,12 @@ class Step:
             return False
         self._average(records)
         self._summed = records
+        self._combine()
+        return True
+
+    def _combine(self) -> None:
+        """Have the means of what was summed, if anything was. Collective."""
+        run = self._run
         if self.weight:
             run.gradients.finish(self.weight)
             run.measure(self)
@@ -253,7 +259,6 @@ class Step:
         else:
             run.gradients.drop()
             run.buffers.drop()
-        return True
 
     def _verify(self, verification: Verification) -> Iterator[Unit]:
         """Have a share of the units computed again, and the run go on without who is wrong. Collective."""

@@ -22,7 +22,6 @@ from pydantic import (
     model_validator,
 )
 
-from hpcvol.codecs import encodes_alone
 from hpcvol.codecs import parse as parse_codec
 from hpcvol.collectives import Algorithm
 from hpcvol.comm.launch import DETECT_SECONDS
@@ -30,11 +29,9 @@ from hpcvol.elastic.units import default_unit_size
 from hpcvol.errors import ConfigError
 from hpcvol.guarantees import (
     require,
-    require_averaged,
     require_dealing,
     require_replaceable,
-    require_served,
-    require_stale,
+    require_sharing,
     require_verifiable,
 )
 from hpcvol.strategies.combinations import parse as parse_combination
@@ -339,11 +336,35 @@ class StrategyConfig(_Section):
         default=BetweenConfig(), description="How often supernodes combine what they have, and how it is encoded."
     )
 
-    @property
-    def without_servers(self) -> bool:
-        """Whether nothing is said of servers."""
-        nothing = {name: StrategyConfig.model_fields[name].default for name in _OF_SERVERS}
-        return all(getattr(self, name) == value for name, value in nothing.items())
+    def as_servers(self) -> ParameterServer | None:
+        """Return who holds the parameters; None: every member.
+
+        Raises:
+            ConfigError: what is said of servers cannot be.
+        """
+        said = {name: getattr(self, name) for name in _OF_SERVERS}
+        if self.kind == "parameter_server":
+            return ParameterServer(**said)
+        if any(value != StrategyConfig.model_fields[name].default for name, value in said.items()):
+            raise ConfigError(
+                f"strategy.{', '.join(_OF_SERVERS[:-1])} and {_OF_SERVERS[-1]} are for strategy.kind = "
+                '"parameter_server", and kind is "all_reduce": set kind, or leave them out'
+            )
+        return None
+
+    def as_supernodes(self) -> Supernodes | None:
+        """Return the groups that members form, if any.
+
+        Raises:
+            ConfigError: what is said of groups cannot be.
+        """
+        if self.groups != "none":
+            return Supernodes(self.groups, self.between.period, self.between.codec)
+        if self.between != BetweenConfig():
+            raise ConfigError(
+                'strategy.between is of groups, and strategy.groups is "none": set groups = "node", or leave it out'
+            )
+        return None
 
 
 class CheckpointConfig(_Section):
@@ -469,53 +490,27 @@ class Config(_Section):
             require("run", self.train.sum, robust=robust, encoded=self.strategy.codec != "none")
             require_verifiable(self.train.sum, self.elastic.verify_share)
             require_dealing(self.train.sum, self.elastic.dealing, robust=robust)
-            served = self.strategy.kind == "parameter_server"
-            if served:
-                stale = ParameterServer(**{name: getattr(self.strategy, name) for name in _OF_SERVERS}).is_asynchronous
-                require_stale(self.train.sum, stale=stale)
-                share = self.elastic.verify_share
-                encoded, alone = self.strategy.codec != "none", encodes_alone(self.strategy.codec)
-                require_served(robust=robust, encoded=encoded, stale=stale, alone=alone, share=share)
-            elif not self.strategy.without_servers:
-                raise ConfigError(
-                    f"strategy.{', '.join(_OF_SERVERS[:-1])} and {_OF_SERVERS[-1]} are for strategy.kind = "
-                    '"parameter_server", and kind is "all_reduce": set kind, or leave them out'
-                )
-            averaged = self._supernodes_can_be(robust=robust, served=served)
+            servers, supernodes = self.strategy.as_servers(), self.strategy.as_supernodes()
+            require_sharing(
+                self.train.sum,
+                self.strategy.codec,
+                servers,
+                supernodes,
+                robust=robust,
+                share=self.elastic.verify_share,
+                weighed=bool(self.elastic.priorities or self.elastic.limits),
+            )
             if self.elastic.refill or self.elastic.spares:
                 require_replaceable(
                     trace=self.train.trace,
                     share=self.elastic.verify_share,
                     robust=robust,
-                    served=served,
-                    averaged=averaged,
+                    served=servers is not None,
+                    averaged=supernodes is not None and supernodes.average,
                 )
         except ConfigError as error:
             raise ValueError(str(error)) from None
         return self
-
-    def _supernodes_can_be(self, *, robust: bool, served: bool) -> bool:
-        """Return whether groups average parameters.
-
-        Raises:
-            ConfigError: they cannot.
-        """
-        strategy = self.strategy
-        if strategy.groups == "none":
-            if strategy.between != BetweenConfig():
-                raise ConfigError(
-                    'strategy.between is of groups, and strategy.groups is "none": set groups = "node", or leave it out'
-                )
-            return False
-        spec = Supernodes(strategy.groups, strategy.between.period, strategy.between.codec)
-        others = {
-            "strategy.combine": robust,
-            "strategy.codec": strategy.codec != "none",
-            'strategy.kind = "parameter_server"': served,
-            "elastic.priorities or limits": bool(self.elastic.priorities or self.elastic.limits),
-        }
-        require_averaged(self.train.sum, average=spec.average, coded=spec.codec != "none", others=others)
-        return spec.average
 
     _folder: Path = PrivateAttr(default=Path("."))
     _copy: Path | None = PrivateAttr(default=None)

@@ -29,8 +29,6 @@ from hpcvol.elastic.roles import drawn, tree
 from hpcvol.elastic.spares import Spares
 from hpcvol.elastic.views import Views
 from hpcvol.errors import CheckpointError, ConfigError, HpcvolError, ModelError
-from hpcvol.strategies.parameter_server import ParameterServer
-from hpcvol.strategies.supernodes import Supernodes
 from hpcvol.torch.counted import CountedStep
 from hpcvol.torch.device import choose_device, choose_threads, make_deterministic
 from hpcvol.torch.evaluation import Evaluation
@@ -234,8 +232,8 @@ class Trainer:
             config.strategy.codec,
             config.elastic.verify_share,
             Terms(config.elastic.dealing, config.elastic.priorities, config.elastic.limits),
-            _servers(config),
-            _supernodes(config),
+            config.strategy.as_servers(),
+            config.strategy.as_supernodes(),
         )
         self.run = Run(model, optimizer, self._data.train, settings, group, device)
         if train.patience is not None and self._data.val is None:
@@ -767,28 +765,6 @@ class Trainer:
             member, times = slow
             who = self._group.name_of(self._group.members.index(member))
             self._report.say(f"{who} took {times:.1f} times as long for a sample as the median member")
-
-
-def _servers(config: Config) -> ParameterServer | None:
-    strategy = config.strategy
-    if strategy.kind == "all_reduce":
-        return None
-    return ParameterServer(
-        strategy.servers,
-        strategy.replicas,
-        strategy.max_staleness,
-        strategy.rate_by_staleness,
-        strategy.compensation,
-        strategy.elastic_averaging,
-        strategy.pull,
-    )
-
-
-def _supernodes(config: Config) -> Supernodes | None:
-    strategy = config.strategy
-    if strategy.groups == "none":
-        return None
-    return Supernodes(strategy.groups, strategy.between.period, strategy.between.codec)
 
 
 def _handler() -> logging.Handler:

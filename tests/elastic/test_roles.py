@@ -16,6 +16,16 @@ TREES: dict[str, tuple[dict[str, Any], str]] = {
         {"members": [0, 1, 2, 3], "hosts": ["a", "a", "b", "c"], "groups": [[0, 1], [2, 3], [7]]},
         "2 supernodes of 4 members\n|- members 0-1 (a); member 0 leads\n`- members 2-3 (b, c); member 2 leads",
     ),
+    "supernodes and a server": (
+        {
+            "members": [0, 1, 2, 3],
+            "hosts": ["a", "a", "b", "b"],
+            "groups": [[0], [2, 3]],
+            "shards": {"1": [0]},
+            "computes": [0, 2, 3],
+        },
+        "2 supernodes of 4 members\n|- member 0 (a)\n|- members 2-3 (b); member 2 leads\n`- member 1 (a); has shard 0",
+    ),
     "servers": (
         {
             "members": [0, 1, 2, 3],

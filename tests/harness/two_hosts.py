@@ -1,7 +1,7 @@
 """Ranks of one machine as if they were on several hosts, which look at folders of their own."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 
 import pytest
 
@@ -34,5 +34,10 @@ def hosts_of(group: Group, monkeypatch: pytest.MonkeyPatch) -> Iterator[Group]:
     layout = [0 if 2 * rank < group.size else 1 for rank in range(group.size)]
     with ExitStack() as made:
         spread = made.enter_context(as_hosts(group, layout))
-        monkeypatch.setattr(spread, "split", lambda _: made.enter_context(as_hosts(group, layout)), raising=False)
+
+        def split(color: int) -> Group:
+            part = made.enter_context(closing(group.split(color)))
+            return made.enter_context(as_hosts(part, [layout[group.members.index(one)] for one in part.members]))
+
+        monkeypatch.setattr(spread, "split", split, raising=False)
         yield spread

@@ -2,11 +2,13 @@
 
 import itertools
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcvol.comm import Group
-from hpcvol.strategies.supernodes import Supernodes, _rounds, clusters
+from hpcvol.errors import ConfigError
+from hpcvol.strategies.supernodes import Grouping, Supernodes, _rounds, clusters
 
 
 @given(st.integers(0, 40))
@@ -35,4 +37,26 @@ def test_sites_are_found(sites: list[int], fast: float, times: float, data: st.D
 
 
 def test_on_one_node_all_are_one_group(group: Group) -> None:
-    assert group.gather_objects(Supernodes("link", 2).color(group)) == [group.members[0]] * group.size
+    assert (
+        group.gather_objects(Supernodes("link", 2).color(group, range(group.size))) == [group.members[0]] * group.size
+    )
+
+
+def test_servers_belong_to_no_group(group: Group) -> None:
+    if group.size < 3:
+        pytest.skip("a server and two workers")
+    apart = group.members[1]
+    workers = [member for member in group.members if member != apart]
+    for spec, wanted in ((None, [(one,) for one in workers]), (Supernodes("node"), [tuple(workers)])):
+        grouping = Grouping(group, spec, [apart])
+        for _ in range(2):
+            assert grouping.teams == wanted
+            assert (grouping.index, grouping.team.size == 1) == (
+                (-1, True) if group.rank == 1 else (grouping.index, len(wanted) > 1)
+            )
+            assert group.gather_objects(grouping.is_leader).count(True) == len(wanted)
+            assert grouping.leaders == [group.members.index(team[0]) for team in wanted]
+            grouping.rebuild()
+        grouping.team.close()
+    with pytest.raises(ConfigError, match=f"strategy.groups = {group.size} of {group.size - 1} members that compute"):
+        Grouping(group, Supernodes(group.size), [apart])

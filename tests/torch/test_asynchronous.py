@@ -14,6 +14,7 @@ from two_hosts import hosts_of
 from hpcvol.comm import Group
 from hpcvol.errors import ConfigError, ModelError
 from hpcvol.strategies.parameter_server import ParameterServer
+from hpcvol.strategies.supernodes import Supernodes
 from hpcvol.torch.run import Run, Settings
 
 
@@ -64,6 +65,86 @@ def test_every_step_counts_once(
         if run.shards.dedicated and run.member in run.shards.servers:
             assert mine == []
     group.barrier()
+
+
+# Of servers, copies, staleness, groups, the period, elastic averaging, the codec, hosts.
+TEAMS = [
+    ("all", 0, math.inf, Supernodes(2), 0.0, "none", 1),
+    ("all", 1, 2, Supernodes(1), 0.0, "int8", 1),
+    (1, 0, math.inf, Supernodes(2, 3), 0.0, "none", 1),
+    ("all", 0, 4, Supernodes("node", 4, "int8"), 0.0, "none", 2),
+    (1, 0, math.inf, Supernodes("node"), 0.2, "topk:0.5", 2),
+    ("all", 0, math.inf, Supernodes(2, 3, "topk:0.5"), 0.3, "none", 1),
+]
+
+
+@pytest.mark.parametrize(("servers", "replicas", "staleness", "spec", "elastic", "codec", "hosts"), TEAMS)
+def test_groups_are_workers(
+    group: Group,
+    servers: Any,
+    replicas: int,
+    staleness: float,
+    spec: Supernodes,
+    elastic: float,
+    codec: str,
+    hosts: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All members of a group have the same parameters in each step, and all steps count once."""
+    if group.size < 3:
+        pytest.skip("needs more members")
+    holders = ParameterServer(servers, replicas, staleness, elastic_averaging=elastic)
+    given = settings(holders, supernodes=spec, codec=codec)
+    with (
+        nullcontext(group) if hosts == 1 else hosts_of(group, monkeypatch) as members,
+        closing(make_run(members, built(lambda: Regression(6, 3000)), numbers(60), given, slow_momentum)) as run,
+    ):
+        assert run.grouping is not None
+        before = run.evaluate(lambda unit: run.model(**unit), numbers(60)).loss
+        teams = run.grouping.teams
+        assert run.roles()["groups"] == teams
+        for until in (7, 30):
+            first, seen = run.step, {}
+            for step in run.steps(until):
+                seen[step.index] = str(weights(run))
+                if members.rank % 2:
+                    time.sleep(0.003)
+                for unit in step:
+                    step.backward(run.model(**unit))
+                assert math.isfinite(step.loss)
+            everybody = dict(zip(members.members, members.gather_objects(seen), strict=True))
+            assert sorted(one.index for one in run.counted) == list(range(first, until))
+            for one in run.counted:
+                team = tuple(share.member for share in one.shares)
+                assert team in teams
+                assert len({everybody[member][one.index] for member in team}) == 1
+                assert sum(share.num_samples for share in one.shares) == one.num_samples == 12
+                assert one.behind <= staleness
+
+            assert members.gather_objects(weights(run)) == [weights(run)] * members.size
+            run.gather_optimizer()
+        assert run.evaluate(lambda unit: run.model(**unit), numbers(60)).loss < before
+    group.barrier()
+
+
+def test_rounds_of_one_group_are_steps(group: Group) -> None:
+    """One group that trains by itself is what members are who train together."""
+
+    def trained(spec: ParameterServer | None, supernodes: Supernodes | None) -> Any:
+        given = settings(spec, supernodes=supernodes, clip_norm=None)
+        with closing(make_run(group, built(Regression), numbers(40), given, slow_momentum)) as run:
+            train(run, 9)
+            run.gather_optimizer()
+            momenta = {
+                f"momentum of {name}": run.optimizer.state[one]["momentum_buffer"] for name, one in run.parameters
+            }
+            return {**{name: value.clone() for name, value in run.model.state_dict().items()}, **momenta}
+
+    wanted = trained(None, None)
+    for period in (1, 4):
+        found = trained(ParameterServer(max_staleness=math.inf), Supernodes(1, period))
+        for name, value in wanted.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
 
 
 def test_a_worker_alone_trains_as_one_that_waits_for_nobody_else(group: Group) -> None:
@@ -376,9 +457,14 @@ def test_what_cannot_be_is_refused(group: Group) -> None:
     for codec in ("powersgd:2", "auto"):
         with pytest.raises(ConfigError, match=r"strategy.codec with strategy.max_staleness above 0"):
             settings(stale, codec=codec)
-    drawn = settings(ParameterServer(max_staleness=2, elastic_averaging=0.1), codec="topk:0.1+dgc")
     with pytest.raises(ConfigError, match=r"leave out \+dgc"):
-        make_run(group, built(Regression), numbers(40), drawn, plain_sgd)
+        settings(ParameterServer(max_staleness=2, elastic_averaging=0.1), codec="topk:0.1+dgc")
+    with pytest.raises(ConfigError, match=r"strategy.compensation with strategy.between.period above 1"):
+        settings(ParameterServer(max_staleness=2, compensation=0.1), supernodes=Supernodes(1, 2))
+    with pytest.raises(ConfigError, match=r"strategy.between does not go together with strategy.codec"):
+        settings(stale, supernodes=Supernodes(1, 2), codec="int8")
+    with pytest.raises(ConfigError, match=r"strategy.codec with strategy.max_staleness above 0"):
+        settings(stale, supernodes=Supernodes("node", 2, "powersgd:2"))
     model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
     with closing(make_run(group, model, numbers(40), settings(stale))) as run:
         error = None

@@ -38,9 +38,10 @@ model = torch.nn.Linear(NUMEL, 1, bias=False)
 with torch.no_grad():
     model.weight.zero_()
 optimizer = torch.optim.SGD(model.parameters(), 1.0)
-servers, replicas, staleness = json.loads(sys.argv[2])
+servers, replicas, staleness, *groups = json.loads(sys.argv[2])
 spec = hpcvol.ParameterServer(servers, replicas, float(staleness))
-run = hpcvol.start(model, optimizer, Numbers(), 16, 4, sum="float", servers=spec)
+supernodes = hpcvol.Supernodes(*groups) if groups else None
+run = hpcvol.start(model, optimizer, Numbers(), 16, 4, sum="float", servers=spec, supernodes=supernodes)
 counted, mine = [], []
 for until in (12, 40):
     for step in run.steps(until):
@@ -61,14 +62,18 @@ said = {
 Path(sys.argv[1], f"member{run.member}.json").write_text(json.dumps(said))
 """
 
-# Of four members: servers, copies, staleness, and who is struck when. Member 0 works rather than serves: the head is
-# the first that serves.
+# Of four members: servers, copies, staleness, groups and their period, and who is struck when. Member 0 works rather
+# than serves: the head is the first that serves.
 PLANS: dict[str, tuple[str, list[list[Any]]]] = {
     "workers that compute and push": ('[1, 0, "inf"]', [[2, "backward", 3], [0, "push", 5]]),
     "a worker that others would wait for": ('[1, 0, "1"]', [[3, "forward", 4]]),
     "the head, as it applies": ('["all", 1, "inf"]', [[0, "optimizer", 9]]),
     "one after the other, all of whom serve": ('["all", 1, "2"]', [[3, "optimizer", 11], [1, "claim", 13]]),
     "servers with a copy, the head first": ('[3, 1, "4"]', [[1, "optimizer", 5], [2, "optimizer", 30]]),
+    "one of a group, as it sums": ('[1, 0, "inf", 2]', [[2, "gather records", 4]]),
+    "who speaks for a group, as it pushes": ('["all", 1, "inf", 2]', [[2, "push", 5]]),
+    "of groups, as they wait for parameters": ('["all", 2, "1", 2, 3]', [[3, "claim", 3], [0, "claim", 4]]),
+    "a whole group in its round": ('["all", 2, "inf", 2, 4]', [[2, "backward", 7], [3, "backward", 7]]),
     "as they meet": ('["all", 2, "inf"]', [[1, "meet", 1], [2, "meet", 2]]),
 }
 

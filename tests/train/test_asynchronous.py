@@ -71,6 +71,26 @@ def test_what_is_written_holds_together(group: Group, shared_project: Project) -
     group.barrier()
 
 
+@pytest.mark.parametrize("period", [1, 3])
+def test_groups_of_members_push(group: Group, shared_project: Project, period: int) -> None:
+    if group.size < 3:
+        pytest.skip("a server and two groups")
+    project = shared_project
+    groups = ("strategy.servers=1", "strategy.groups=2", f"strategy.between.period={period}")
+    more = (*STALE, *groups, "train.steps=23", "train.validate_every_steps=5", "checkpoint.every_steps=7")
+    assert project.train(f"run{period}", *more, group=group)
+    if group.rank == 0:
+        written = [line for line in lines(project, f"run{period}") if "event" not in line]
+        assert [line["version"] for line in written] == list(range(1, 24))
+        assert sorted(line["step"] for line in written) == list(range(23))
+        teams = [[str(one) for one in team] for team in ([[0], [2]] if group.size == 3 else [[0, 2], [3]])]
+        assert all(list(line["members"]) in teams for line in written)
+        found = verify_run(project.folder / f"run{period}")
+        assert (found.damaged, found.notes) == ([], [])
+        assert project.steps(f"run{period}") == [21, 23]
+    group.barrier()
+
+
 def test_stopped_and_resumed(group: Group, shared_project: Project) -> None:
     project = shared_project
     more = (*STALE, "train.steps=60", "strategy.rate_by_staleness=true", "model.build=stopper.py:build")
