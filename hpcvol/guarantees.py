@@ -210,7 +210,7 @@ def require_sharing(
         others = {
             "strategy.combine": robust,
             "strategy.codec": encoded,
-            'strategy.kind = "parameter_server" with max_staleness = 0': servers is not None and not stale,
+            'strategy.kind = "parameter_server" with max_staleness = 0': average and servers is not None and not stale,
             "elastic.priorities or limits": weighed and not stale,
         }
         if (average or coded) and (found := [key for key, on in others.items() if on]):
@@ -224,13 +224,13 @@ def require_sharing(
         return
     others = {
         "strategy.combine": robust,
-        "strategy.codec": encoded and not stale,
         "elastic.verify_share": bool(share),
     }
-    if stale and not encodes_alone(codec):
+    if not encodes_alone(codec):
         raise ConfigError(
-            "strategy.codec with strategy.max_staleness above 0: each push is encoded by itself, and `auto` and "
-            '`powersgd` take all members at once; name another codec, such as "int8" or "topk:0.01"'
+            f'strategy.codec = "{codec}" with strategy.kind = "parameter_server": what is sent to each server is '
+            'encoded by itself, and `auto` and `powersgd` take all members at once; name another codec, such as "int8" '
+            'or "topk:0.01"'
         )
     if found := [key for key, on in others.items() if on]:
         raise ConfigError(

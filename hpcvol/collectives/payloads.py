@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from hpcvol.codecs.codec import aligned
 from hpcvol.comm.group import Group
 from hpcvol.comm.messages import Message, Messages
 from hpcvol.errors import MismatchError
@@ -16,6 +17,7 @@ from hpcvol.errors import MismatchError
 # Open MPI's limit over TCP is 64 KiB, its own header included, where a program has started MPI before us.
 PIECE_NBYTES = 60 * 2**10
 _HEADER_NBYTES = 64
+_LENGTH_NBYTES = aligned(8)  # of a payload that is one of several, in front of it
 
 
 class PayloadBuffer:
@@ -98,6 +100,41 @@ def exchange(
         for message in [message for buffer, first in begun for message in buffer.go_on_receiving(messages, first)]:
             messages.wait(message)
     return sent_nbytes
+
+
+def frame(payloads: Iterable[NDArray[np.uint8]], memory: NDArray[np.uint8]) -> int:
+    """Write payloads one behind the other, each behind its length; return how many bytes that are. Local."""
+    offset = 0
+    for payload in payloads:
+        memory[offset : offset + 8].view(np.int64)[0] = payload.size
+        offset += _LENGTH_NBYTES
+        memory[offset : offset + payload.size] = payload
+        offset += aligned(payload.size)
+    return offset
+
+
+def framed_nbytes(room: int) -> int:
+    """Return the bytes that `frame` writes at most for a payload of `room` bytes."""
+    return _LENGTH_NBYTES + aligned(room)
+
+
+def framed(memory: NDArray[np.uint8], count: int) -> tuple[list[NDArray[np.uint8]], int]:
+    """Return what `frame` has written of so many payloads, and how many bytes it was. Local.
+
+    Raises:
+        ValueError: it is not that many.
+    """
+    found, offset = [], 0
+    for _ in range(count):
+        length = -1
+        if offset + _LENGTH_NBYTES <= memory.size:
+            length = int(memory[offset : offset + 8].view(np.int64)[0])
+        offset += _LENGTH_NBYTES
+        if not 0 <= length <= memory.size - offset:
+            raise ValueError("it is not whole")
+        found.append(memory[offset : offset + length])
+        offset += aligned(length)
+    return found, offset
 
 
 def others(group: Group) -> list[int]:

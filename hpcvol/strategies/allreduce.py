@@ -133,7 +133,7 @@ class AllReduce:
             part = shared.slice_of(group.node.rank, 0, vector.numel, group.carriers.number)
         inside = [one.within(part.start, part.stop) for one in matrices]
         numel = part.stop - part.start
-        feedback.place(group, part, 0, owns=peers is not None and peers.rank == 0)
+        feedback.place(group, [part], 0, owns=peers is not None and peers.rank == 0)
         chooses = Automatic(group, feedback, peers, plain, encoded, numel, vector.dtype, inside, self.bucket_nbytes)
         self.automatic.append(chooses)
         return chooses

@@ -62,7 +62,7 @@ class EncodedFloats:
         else:
             self._payloads = EncodedSum(peers, codec, numel, vector.dtype)
         owns = peers is not None and peers.rank == 0
-        feedback.place(group, part, self._low_rank.factors_numel if self._low_rank else 0, owns=owns)
+        feedback.place(group, [part], self._low_rank.factors_numel if self._low_rank else 0, owns=owns)
 
     def push(self, bucket: int) -> None:
         """Nothing: payloads are of whole slices."""

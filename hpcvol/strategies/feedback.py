@@ -1,6 +1,7 @@
 """What a member has not sent yet of its gradients, and what becomes of it when the members change."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,11 @@ from hpcvol.comm import Group
 
 
 class Feedback:
-    """A member's residual of one flat vector: of the slice that it carries, in the unit of the mean gradient.
+    """A member's residual of one flat vector: of the parts that it carries, in the unit of the mean gradient.
 
     A step works on a copy, which takes the place of the residual when the step is committed: one that is computed again
     begins from the same. The sum of all members' residuals is what the weights have not seen yet. It stays the same
-    when members join or leave, and when slices are cut anew; what a member had that dies is lost.
+    when members join or leave, and when parts are cut anew; what a member had that dies is lost.
 
     Args:
         numel: of the whole vector, on all members.
@@ -34,48 +35,49 @@ class Feedback:
         self.inherited: set[int] = set()
         self._numel = numel
         self._dtype = dtype
-        self._part = slice(0, 0)
+        self._parts: tuple[slice, ...] = ()
         self._owns = False
         self._residual = self._next = np.empty(0, dtype)
         self._factors = self._next_factors = np.empty(0, dtype)
-        self._placed: tuple[slice, Floats, int, bool] | None = None
+        self._placed: tuple[tuple[slice, ...], Floats, int, bool] | None = None
         self._inheritance: tuple[set[int], Floats] | None = None
         self._begun = False
 
-    def place(self, group: Group, part: slice, factors_numel: int, *, owns: bool) -> None:
-        """Keep from the next step on the residual of `part`. Collective; may be called again where it failed.
+    def place(self, group: Group, parts: Sequence[slice], factors_numel: int, *, owns: bool) -> None:
+        """Keep from the next step on the residual of `parts`. Collective; may be called again where it failed.
 
-        Where slices are others than before all residuals are summed and given to who owns them now.
+        Where parts are others than before all residuals are summed and given to who owns them now.
 
         Args:
             group: the members.
-            part: of the vector: what this member encodes.
+            parts: of the vector: what this member encodes; the residual has one behind the other, row by row.
             factors_numel: elements of the factors of low rank, which begin anew.
-            owns: whether this member takes what others had of `part`: one for each element.
+            owns: whether this member takes what others had of `parts`: one for each element.
         """
+        parts = tuple(parts)
         self._begun = False
         if not all(group.gather_objects(self._placed is not None)):
             self._settle()  # somebody has taken up what was prepared last, so that it came to its end on all
         heirs, mine = self._inheritance or (set(), None)
         here = not heirs & set(group.members)
-        moved = self._residual.size > 0 and self._part != part
+        moved = self._residual.size > 0 and self._parts != parts
         told = group.gather_objects((self.step, moved, sorted(heirs) if here and heirs else None))
         self.step = max(step for step, _, _ in told)
         heir = next((rank for rank, (_, _, left) in enumerate(told) if left), None)
         self.inherited = set() if heir is None else set(told[heir][2])
-        residual = np.zeros(self.rows * (part.stop - part.start), self._dtype)
+        residual = np.zeros(self.rows * _numel(parts), self._dtype)
         if self.rows and (heir is not None or any(one for _, one, _ in told)):
             whole = self._whole()
             if group.rank == heir and mine is not None:
                 whole += mine
             allreduce(group, whole)
             if owns:
-                residual.reshape(self.rows, -1)[:] = whole.reshape(self.rows, -1)[:, part]
-        elif self._part == part and self._residual.size:
+                _take(whole.reshape(self.rows, -1), parts, residual.reshape(self.rows, -1))
+        elif self._parts == parts and self._residual.size:
             residual[:] = self._residual
         if not here:
             self._inheritance = None
-        self._placed = part, residual, factors_numel, owns
+        self._placed = parts, residual, factors_numel, owns
 
     def inherit(self, group: Group, leaving: set[int]) -> None:
         """Take over the residuals of members that are about to leave; `place` comes next. Collective with them."""
@@ -113,7 +115,7 @@ class Feedback:
     @property
     def norm(self) -> float:
         """Euclidean norm of this member's residual."""
-        unsent = self._residual[: self._part.stop - self._part.start]
+        unsent = self._residual[: _numel(self._parts)]
         return math.sqrt(float(np.dot(unsent, unsent)))
 
     def gathered(self, group: Group) -> Floats | None:
@@ -141,14 +143,14 @@ class Feedback:
         self._residual.fill(0)
         if whole is not None and self._owns and self.rows:  # of a codec that keeps more, or less, what both keep
             stored, mine = whole.reshape(-1, self._numel)[: self.rows], self._residual.reshape(self.rows, -1)
-            mine[: len(stored)] = stored[:, self._part]
+            _take(stored, self._parts, mine[: len(stored)])
         return whole is None or whole.size <= self.rows * self._numel
 
     def _settle(self) -> None:
         """Take up what `place` has prepared: by now it came to an end on all members."""
         if self._placed is None:
             return
-        self._part, self._residual, factors_numel, self._owns = self._placed
+        self._parts, self._residual, factors_numel, self._owns = self._placed
         self._next = np.empty_like(self._residual)
         self._factors, self._next_factors = np.zeros(factors_numel, self._dtype), np.empty(factors_numel, self._dtype)
         self._placed = self._inheritance = None
@@ -157,5 +159,22 @@ class Feedback:
         """Return this member's residual with zeros for all that it has nothing of."""
         whole = np.zeros(self.rows * self._numel, self._dtype)
         if self._residual.size:
-            whole.reshape(self.rows, -1)[:, self._part] = self._residual.reshape(self.rows, -1)
+            start, mine = 0, self._residual.reshape(self.rows, -1)
+            for part in self._parts:
+                stop = start + part.stop - part.start
+                whole.reshape(self.rows, -1)[:, part] = mine[:, start:stop]
+                start = stop
         return whole
+
+
+def _numel(parts: Sequence[slice]) -> int:
+    return sum(part.stop - part.start for part in parts)
+
+
+def _take(whole: Floats, parts: Sequence[slice], out: Floats) -> None:
+    """Write the columns of `parts`, one behind the other, to `out`."""
+    start = 0
+    for part in parts:
+        stop = start + part.stop - part.start
+        out[:, start:stop] = whole[:, part]
+        start = stop

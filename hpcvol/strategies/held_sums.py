@@ -120,9 +120,7 @@ class HeldSums:
             return [(self.vectors.addresses, part) for part in self.parts]
         self._between.wait()
         held = [(portion, bucket) for portion in self._route.held for bucket in range(len(self._buckets))]
-        return [
-            (self._beginning(self._sums[key], part.start), part) for key, part in zip(held, self.parts, strict=True)
-        ]
+        return [(beginning(self._sums[key], part.start), part) for key, part in zip(held, self.parts, strict=True)]
 
     def means(self, weight: int) -> None:
         """Have the sums of `parts`, divided by `weight`, in this member's vector, of floats. Collective."""
@@ -153,8 +151,8 @@ class HeldSums:
         with tracing.span("all-reduce sum", nbytes=vectors.mine.nbytes):
             vectors.arrive(call)
             for key, part in self._kept():
-                target = self._beginning(self._sums[key], part.start) if self._sums else self._address
-                self._combine_node(part, target, weight)
+                target = beginning(self._sums[key], part.start) if self._sums else self._address
+                combine_node(vectors, part, target, weight)
             vectors.depart()
             if self._sums:
                 for key, part in self._kept():
@@ -172,19 +170,8 @@ class HeldSums:
         vectors.arrive(Call.of("reduce_scatter", vectors.mine.dtype, stop - start, "sum"))
         for portion in self._route.added:
             part = self._portions[portion][bucket]
-            self._combine_node(part, self._beginning(self._sums[portion, bucket], part.start), None)
+            combine_node(vectors, part, beginning(self._sums[portion, bucket], part.start), None)
         vectors.depart()
-
-    def _combine_node(self, part: slice, target: NDArray[np.int64], weight: int | None) -> None:
-        """Add up a part of the node's vectors, and divide, to where `target` says that such a vector begins. Local."""
-        from hpcvol.kernels.combine import KINDS, MEAN, SUM, combine
-
-        if part.start < part.stop:
-            sources, dtype = self.vectors.addresses, self.vectors.mine.dtype
-            low, high = part.start * dtype.itemsize, part.stop * dtype.itemsize
-            addresses = sources.ctypes.data, sources.size, target.ctypes.data
-            op, divisor = (SUM, 1) if weight is None else (MEAN, weight)
-            combine(KINDS[dtype.name], op, *addresses, 1, divisor, low, high)
 
     def _exchange(self, bucket: int) -> None:
         """Send the node's sums to holders elsewhere, and add those of other nodes in the order of nodes."""
@@ -215,8 +202,22 @@ class HeldSums:
                     added = np.add(added, term, out=added)
                 self._sums[portion, bucket] = added
 
-    def _beginning(self, vector: Vector, first: int) -> NDArray[np.int64]:
-        return np.array([vector.ctypes.data - first * vector.itemsize], np.int64)
+
+def combine_node(vectors: SharedVector, part: slice, target: NDArray[np.int64], weight: int | None) -> None:
+    """Add up a part of a node's vectors, and divide, to where `target` says that such a vector begins. Local."""
+    from hpcvol.kernels.combine import KINDS, MEAN, SUM, combine
+
+    if part.start < part.stop:
+        sources, dtype = vectors.addresses, vectors.mine.dtype
+        low, high = part.start * dtype.itemsize, part.stop * dtype.itemsize
+        addresses = sources.ctypes.data, sources.size, target.ctypes.data
+        op, divisor = (SUM, 1) if weight is None else (MEAN, weight)
+        combine(KINDS[dtype.name], op, *addresses, 1, divisor, low, high)
+
+
+def beginning(vector: Vector, first: int) -> NDArray[np.int64]:
+    """Return where a vector would begin whose element `first` is the first one of `vector`."""
+    return np.array([vector.ctypes.data - first * vector.itemsize], np.int64)
 
 
 class HeldExact:

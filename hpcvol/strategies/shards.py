@@ -2,10 +2,14 @@
 
 from collections.abc import Collection, Sequence
 
+from hpcvol.codecs import LowRank
 from hpcvol.collectives import exact_mean
+from hpcvol.collectives.low_rank import Matrix
 from hpcvol.comm import Group
 from hpcvol.errors import MemberError
 from hpcvol.strategies.allreduce import AllReduce
+from hpcvol.strategies.feedback import Feedback
+from hpcvol.strategies.held_encoded import HeldEncoded
 from hpcvol.strategies.held_sums import HeldExact, HeldFloats, HeldSums, Holders
 from hpcvol.strategies.layout import Layout
 from hpcvol.strategies.memory import Memory
@@ -157,8 +161,28 @@ class ServedSums(AllReduce):
         super().__init__(shards.group, *others, **named)  # type: ignore[arg-type]
         self._shards = shards
 
-    def floats(self, layout: Layout, vector: Memory, *_: object) -> FloatReducer:
+    def floats(
+        self, layout: Layout, vector: Memory, feedback: Feedback | None = None, matrices: Sequence[Matrix] = ()
+    ) -> FloatReducer:
         """As `AllReduce`; the vector holds means where this member holds a shard."""
+        del matrices
+        if feedback is not None:
+            assert self._codec is not None
+            assert not isinstance(self._codec, LowRank)
+            shared = self._shared_by_several(vector)
+            serving = self._shards.servers if self._shards.dedicated else ()
+            workers = [rank for rank, member in enumerate(self.group.members) if member not in serving]
+            return HeldEncoded(
+                self.group,
+                workers,
+                self._codec,
+                shared,
+                vector.mine,
+                layout,
+                self._shards.ranks,
+                feedback,
+                self._seed,
+            )
         group = self._group_of_gradients()
         shared = self._shared(group, vector)
         between = None if shared is None else self._between(layout)

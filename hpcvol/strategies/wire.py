@@ -13,11 +13,10 @@ import numpy as np
 from hpcvol.codecs import Cast, Codec, Floats, Payload, Seeds
 from hpcvol.codecs.codec import aligned
 from hpcvol.collectives import Vector
+from hpcvol.collectives.payloads import frame, framed, framed_nbytes
 from hpcvol.strategies.layout import Layout
 
 Bytes = Payload
-
-_LENGTH_NBYTES = aligned(8)  # of a payload, in front of it
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ class Wire:
         if self._codec is None:
             return raw * (2 if self._along else 1)
         coded = sum(
-            _LENGTH_NBYTES + aligned(self._codec.room(numel, self._plan.dtypes[vector]))
+            framed_nbytes(self._codec.room(numel, self._plan.dtypes[vector]))
             for shard in shards
             for vector, _, numel in self._places[shard]
         )
@@ -163,13 +162,9 @@ class Wire:
         if self._codec is None:
             offset = self._copy(shards, pushed, memory)
         else:
-            for shard in shards:
-                for vector, _, _ in self._places[shard]:
-                    payload = self._payloads[shard, vector]
-                    memory[offset : offset + 8].view(np.int64)[0] = payload.size
-                    offset += _LENGTH_NBYTES
-                    memory[offset : offset + payload.size] = payload
-                    offset += aligned(payload.size)
+            offset = frame(
+                (self._payloads[shard, vector] for shard in shards for vector, _, _ in self._places[shard]), memory
+            )
         if self._along:
             offset += self._copy(shards, along, memory[offset:])
         return memory[:offset]
@@ -188,15 +183,13 @@ class Wire:
             found = [part.values for part in self._plan.views(memory, shards)]
             offset = self._plan.room(shards)
         else:
-            for shard in shards:
-                for vector, places, numel in self._places[shard]:
-                    length = int(memory[offset : offset + 8].view(np.int64)[0])
-                    offset += _LENGTH_NBYTES
-                    x = np.zeros(numel, self._plan.dtypes[vector])
-                    self._codec.accumulate(memory[offset : offset + length], self._seeds(step, shard, vector, 0), x)
-                    offset += aligned(length)
-                    ends = np.cumsum([place.stop - place.start for place in places])[:-1]
-                    found += np.split(x, ends)
+            vectors = [(shard, *one) for shard in shards for one in self._places[shard]]
+            payloads, offset = framed(memory, len(vectors))
+            for (shard, vector, places, numel), payload in zip(vectors, payloads, strict=True):
+                x = np.zeros(numel, self._plan.dtypes[vector])
+                self._codec.accumulate(payload, self._seeds(step, shard, vector, 0), x)
+                ends = np.cumsum([place.stop - place.start for place in places])[:-1]
+                found += np.split(x, ends)
         if self._along:
             found += [part.values for part in self._plan.views(memory[offset:], shards)]
         return found

@@ -119,7 +119,7 @@ class OwnSums(AllReduce):
             self.memories.append(vector)
         if feedback is not None:
             leaders = self._grouping.leaders
-            whole = slice(0, vector.numel if self.group.rank in leaders else 0)
+            whole = [slice(0, vector.numel)] if self.group.rank in leaders else []
             feedback.place(self.group, whole, 0, owns=self.group.rank in leaders[:1])
         number = self.memories.index(vector)
         self._feedbacks[number] = feedback

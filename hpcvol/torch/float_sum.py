@@ -31,6 +31,7 @@ class FloatGradients:
     Attributes:
         finished: whether parameters hold the sum over members, and no backward pass has come since.
         feedbacks: what this member has not sent yet, by dtype; none where gradients are not encoded.
+        unused: as `hpcvol.torch.gradients.Gradients`.
     """
 
     separate = False
@@ -43,6 +44,7 @@ class FloatGradients:
         self._in_step = False
         self._weight = 0
         self.finished = False
+        self.unused: frozenset[int] = frozenset()
         by_dtype: dict[torch.dtype, list[int]] = {}
         for i, parameter in enumerate(self._parameters):
             by_dtype.setdefault(summed_in(parameter), []).append(i)
@@ -124,6 +126,7 @@ class FloatGradients:
             gradient = view if view.dtype == parameter.dtype else view.to(parameter.dtype)
             # Of one that nobody used there may be something left from steps before.
             parameter.grad = gradient if used or (self.feedbacks and bool(view.any())) else None
+        self.unused = frozenset(np.flatnonzero(self._used == 0).tolist())
         self.finished = True
 
     def rebuild(self) -> None:

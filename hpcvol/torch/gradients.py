@@ -30,6 +30,9 @@ class Gradients(Protocol):
     separate: bool
     """Whether units are computed, and stay good, one by one; else a worker's units may be computed in one pass."""
 
+    unused: frozenset[int]
+    """Places of parameters that no member has used in a step: what they hold is left over from steps before."""
+
     def reset(self) -> None:
         """Forget all units of the step."""
 
@@ -83,6 +86,7 @@ class ExactGradients:
     """
 
     separate = True
+    unused: frozenset[int] = frozenset()  # what nobody uses has no gradient
 
     def __init__(
         self,

@@ -756,7 +756,14 @@ class Run:
                     keeps=not settings.servers.elastic_averaging,
                 )
                 if self.grouping is not None
-                else ServedSums(self.shards, settings.algorithm, settings.bucket_nbytes)
+                else ServedSums(
+                    self.shards,
+                    settings.algorithm,
+                    settings.bucket_nbytes,
+                    None,
+                    settings.codec_of_gradients,
+                    settings.seed,
+                )
             )
         if settings.sum == "float":
             return FloatGradients(self.parameters, sums, self.device)

@@ -43,6 +43,7 @@ class ServedParameters:
         self._names = [name for name, _ in parameters]
         self._parameters = [parameter for _, parameter in parameters]
         self._sums = sums
+        self._gradients = gradients
         self._flats = [Flat(indices, self._parameters, layout) for indices, layout in gradients.layouts]
         self._set_up_pulls(sums.algorithm)
         for flat in self._flats:
@@ -60,9 +61,8 @@ class ServedParameters:
         squares: NDArray[np.float64] = np.zeros(self._first_grain[-1])
         first = {shard for shard, ranks in enumerate(self.shards.ranks) if ranks[0] == self.shards.group.rank}
         for piece in self.optimizer.held:
-            gradient = self._parameters[piece.parameter].grad
-            if piece.shard in first and gradient is not None:
-                found = squares_of(piece.of(gradient))
+            if piece.shard in first and (gradient := self._gradient_of(piece)) is not None:
+                found = squares_of(gradient)
                 begin = int(self._first_grain[piece.parameter]) + piece.start // GRAIN_NUMEL
                 squares[begin : begin + found.size] = found
         self._sums.sum(squares)
@@ -82,11 +82,8 @@ class ServedParameters:
         scale = limit / norm if limit is not None and norm > limit else None
 
         def gradient_of(piece: Held) -> torch.Tensor | None:
-            gradient = self._parameters[piece.parameter].grad
-            if gradient is None:
-                return None
-            part = piece.of(gradient)
-            return part if scale is None else part.mul_(scale)
+            part = self._gradient_of(piece)
+            return part if scale is None or part is None else part.mul_(scale)
 
         self.optimizer.apply(gradient_of, self.optimizer.hyperparameters())
         for parameter in self._parameters:
@@ -148,11 +145,18 @@ class ServedParameters:
                     found.append(Held(index, piece.start, piece.stop, shard, torch.nn.Parameter(values)))
         return found
 
+    def _gradient_of(self, piece: Held) -> torch.Tensor | None:
+        """Return the gradient of a piece; None where there is none: the same on all who hold it. Local."""
+        gradient = self._parameters[piece.parameter].grad
+        part = None if gradient is None else piece.of(gradient)
+        if part is not None and piece.parameter in self._gradients.unused and not bool(part.any()):
+            return None
+        return part
+
     def _refuse_not_finite(self, step: int) -> None:
         mine = []
         for piece in self.optimizer.held:
-            gradient = self._parameters[piece.parameter].grad
-            if gradient is not None and not bool((part := piece.of(gradient)).isfinite().all()):
+            if (part := self._gradient_of(piece)) is not None and not bool(part.isfinite().all()):
                 mine.append((piece.parameter, piece.start, float(part[~part.isfinite()][0])))
         found = [one for part in self.shards.group.gather_objects(mine) for one in part]
         index, _, value = min(found, default=(0, 0, math.inf))

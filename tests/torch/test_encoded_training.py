@@ -68,12 +68,12 @@ def take_steps(feedback: Feedback, value: float) -> None:
 
 def test_a_step_that_is_not_committed_changes_nothing(group: Group) -> None:
     feedback = Feedback(10, np.dtype(np.float32), rows=1)
-    feedback.place(group, slice(0, 10), 0, owns=group.rank == 0)
+    feedback.place(group, [slice(0, 10)], 0, owns=group.rank == 0)
     take_steps(feedback, 1.0)
     residual, _ = feedback.begin()
     assert residual is not None
     residual += 5
-    feedback.place(group, slice(0, 10), 0, owns=group.rank == 0)  # somebody died: the step is computed again
+    feedback.place(group, [slice(0, 10)], 0, owns=group.rank == 0)  # somebody died: the step is computed again
     residual, _ = feedback.begin()
     np.testing.assert_array_equal(residual, np.ones(10, np.float32))
     feedback.commit()
@@ -83,10 +83,10 @@ def test_a_step_that_is_not_committed_changes_nothing(group: Group) -> None:
 def test_the_sum_stays_when_slices_are_cut_anew(group: Group) -> None:
     feedback = Feedback(12, np.dtype(np.float64), rows=1)
     half = slice(0, 6) if group.rank % 2 == 0 else slice(6, 12)
-    feedback.place(group, half, 0, owns=group.rank < 2)
+    feedback.place(group, [half], 0, owns=group.rank < 2)
     take_steps(feedback, 1.0 + group.rank)
     before = kept(feedback, group)
-    feedback.place(group, slice(0, 12), 0, owns=group.rank == 0)
+    feedback.place(group, [slice(0, 12)], 0, owns=group.rank == 0)
     np.testing.assert_array_equal(kept(feedback, group), before)
     residual, _ = feedback.begin()
     np.testing.assert_array_equal(residual, before if group.rank == 0 else np.zeros(12))
@@ -95,13 +95,13 @@ def test_the_sum_stays_when_slices_are_cut_anew(group: Group) -> None:
 def test_a_death_while_some_have_taken_up_their_new_slices_counts_nothing_twice(group: Group) -> None:
     feedback = Feedback(12, np.dtype(np.float64), rows=1)
     half = slice(0, 6) if group.rank % 2 == 0 else slice(6, 12)
-    feedback.place(group, half, 0, owns=group.rank < 2)
+    feedback.place(group, [half], 0, owns=group.rank < 2)
     take_steps(feedback, 1.0 + group.rank)
     before = kept(feedback, group)
-    feedback.place(group, slice(0, 12), 0, owns=group.rank == 0)
+    feedback.place(group, [slice(0, 12)], 0, owns=group.rank == 0)
     if group.rank == 0:
         feedback.begin()
-    feedback.place(group, half, 0, owns=group.rank < 2)
+    feedback.place(group, [half], 0, owns=group.rank < 2)
     np.testing.assert_array_equal(kept(feedback, group), before)
 
 
@@ -109,13 +109,13 @@ def test_who_leaves_hands_its_residual_over(group: Group) -> None:
     if group.size == 1:
         pytest.skip("nobody to hand it to")
     feedback = Feedback(8, np.dtype(np.float64), rows=1)
-    feedback.place(group, slice(0, 8), 0, owns=group.rank == 0)
+    feedback.place(group, [slice(0, 8)], 0, owns=group.rank == 0)
     take_steps(feedback, 1.0 + group.rank)
     before, last = kept(feedback, group), group.size - 1
     feedback.inherit(group, {group.members[last]})
     stay = group.part(int(group.rank == last))
     if group.rank != last:
-        feedback.place(stay, slice(0, 8), 0, owns=stay.rank == 0)
+        feedback.place(stay, [slice(0, 8)], 0, owns=stay.rank == 0)
         assert feedback.inherited == {group.members[last]}
         np.testing.assert_array_equal(kept(feedback, stay), before)
     stay.close()
@@ -123,11 +123,11 @@ def test_who_leaves_hands_its_residual_over(group: Group) -> None:
 
 def test_who_stays_after_all_is_inherited_from_by_nobody(group: Group) -> None:
     feedback = Feedback(8, np.dtype(np.float64), rows=1)
-    feedback.place(group, slice(0, 8), 0, owns=group.rank == 0)
+    feedback.place(group, [slice(0, 8)], 0, owns=group.rank == 0)
     take_steps(feedback, 1.0 + group.rank)
     before = kept(feedback, group)
     feedback.inherit(group, {group.members[-1]})
-    feedback.place(group, slice(0, 8), 0, owns=group.rank == 0)
+    feedback.place(group, [slice(0, 8)], 0, owns=group.rank == 0)
     assert feedback.inherited == set()
     np.testing.assert_array_equal(kept(feedback, group), before)
 
@@ -175,7 +175,7 @@ def test_padding_between_parameters_stays_out_of_it(group: Group) -> None:
 
 def test_what_is_stored_is_owned_by_one(group: Group) -> None:
     feedback = Feedback(8, np.dtype(np.float64), rows=1)
-    feedback.place(group, slice(0, 8), 0, owns=group.rank == 0)
+    feedback.place(group, [slice(0, 8)], 0, owns=group.rank == 0)
     whole = np.arange(8.0)
     feedback.load(whole, 7)
     assert feedback.step == 7
@@ -188,18 +188,18 @@ def test_all_rows_of_a_residual_stay_when_slices_are_cut_anew(group: Group) -> N
     """Also where the checkpoint is of a codec that keeps less, or more."""
     feedback = Feedback(12, np.dtype(np.float64), rows=2)
     half = slice(0, 6) if group.rank % 2 == 0 else slice(6, 12)
-    feedback.place(group, half, 0, owns=group.rank < 2)
+    feedback.place(group, [half], 0, owns=group.rank < 2)
     residual, _ = feedback.begin()
     assert residual is not None
     residual += np.arange(12.0) + group.rank
     feedback.commit()
     before = kept(feedback, group)
     assert before.reshape(2, 12).any(axis=1).all()
-    feedback.place(group, slice(0, 12), 0, owns=group.rank == 0)
+    feedback.place(group, [slice(0, 12)], 0, owns=group.rank == 0)
     np.testing.assert_array_equal(kept(feedback, group), before)
     for rows, wanted in ((1, before[:12]), (2, before)):
         other = Feedback(12, np.dtype(np.float64), rows=rows)
-        other.place(group, half, 0, owns=group.rank < min(2, group.size))
+        other.place(group, [half], 0, owns=group.rank < min(2, group.size))
         other.load(before, 3)
         if group.size > 1:
             np.testing.assert_array_equal(kept(other, group), wanted)

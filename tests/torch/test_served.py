@@ -12,7 +12,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from training import NoisyClassifier, Regression, adamw, built, make_run, numbers, outcome, sentences, sgd, train
+from training import (
+    NoisyClassifier,
+    Regression,
+    adamw,
+    built,
+    digest,
+    make_run,
+    numbers,
+    outcome,
+    sentences,
+    sgd,
+    train,
+)
 from two_hosts import hosts_of
 
 from hpcvol.comm import Group, shared_memory
@@ -213,13 +225,93 @@ def test_what_cannot_be_served_is_refused(group: Group) -> None:
         start(servers=ParameterServer(group.size))
     with pytest.raises(ConfigError, match=r"strategy.replicas = 4 of each shard, and .* to hold them"):
         start(servers=ParameterServer("all", 4))
-    for bad in ({"sum": "float", "codec": "int8"}, {"sum": "float", "combine": "median"}, {"verify_share": 0.1}):
+    for bad in ({"sum": "float", "combine": "median"}, {"verify_share": 0.1}):
         with pytest.raises(ConfigError, match="does not go together with"):
             start(**bad)
+    for codec in ("auto", "powersgd:2"):
+        with pytest.raises(ConfigError, match=r"strategy.codec = .* with strategy.kind = .*encoded by itself"):
+            start(sum="float", codec=codec)
     with pytest.raises(ConfigError, match=r"strategy.servers = 0"):
         ParameterServer(0)
     with pytest.raises(ConfigError, match=r"strategy.replicas = -1"):
         ParameterServer("all", -1)
+
+
+class Sometimes(nn.Module):
+    """Gradients that do not depend on the parameters; the second layer is used every third step only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 3000)
+        self.second = nn.Linear(6, 3000)
+
+    def forward(self, x: torch.Tensor, number: int) -> torch.Tensor:
+        return self.first(x).sum() + (self.second(x).sum() if number % 3 == 0 else 0.0)
+
+
+# Of servers, copies, hosts, the codec.
+ENCODED = [
+    ("all", 0, 1, "topk:0.1"),
+    (1, 0, 1, "int8"),
+    ("all", 1, 2, "topk:0.1+int8"),
+    (2, 1, 2, "topk:0.02"),
+    (1, 0, 2, "randomk:0.5"),
+    ("all", 2, 2, "int4"),
+    ("all", 1, 1, "topk:0.2+dgc:3"),
+]
+
+
+@pytest.mark.parametrize(("servers", "replicas", "hosts", "codec"), ENCODED)
+def test_what_is_not_sent_to_servers_is_sent_later(
+    group: Group, servers: Any, replicas: int, hosts: int, codec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights lack of the sum of all gradients what members have kept; copies of a shard are alike, to the bit."""
+    spec = servers_of(group, servers, replicas)
+    given = Settings(12, 2, sum="float", codec=codec, bucket_nbytes=20_000, servers=spec, seed=3)
+    rate, dgc = 0.5, "dgc" in codec
+    momentum = 0.0 if dgc else 1e-9  # so that there is a state to compare
+    with (
+        nullcontext(group) if hosts == 1 else hosts_of(group, monkeypatch) as members,
+        closing(
+            make_run(members, Sometimes(), numbers(60), given, lambda p: torch.optim.SGD(p, rate, momentum=momentum))
+        ) as run,
+    ):
+        before = {name: parameter.detach().clone() for name, parameter in run.parameters}
+        sums = {name: torch.zeros_like(parameter) for name, parameter in run.parameters}
+        for count in (5, 5):
+            for step in run.steps(run.step + count):
+                for unit in step:
+                    weight = len(unit["x"])
+                    loss = run.model(unit["x"], step.index) / weight
+                    found = torch.autograd.grad(
+                        loss, list(run.model.parameters()), retain_graph=True, allow_unused=True
+                    )
+                    for (name, _), gradient in zip(run.parameters, found, strict=True):
+                        sums[name] += 0 if gradient is None else gradient * weight / 12
+                    step.backward(loss)
+            kept = run.residuals.gathered().get("float32", torch.zeros(1))
+            if not dgc:
+                lacks = 0.0
+                for name, parameter in run.parameters:
+                    wanted = before[name] - rate * sum(members.gather_objects(sums[name]))
+                    lacks += float((parameter.detach() - wanted).sum())
+                assert lacks == pytest.approx(rate * float(kept.sum()), rel=1e-3, abs=0.05)
+            assert members.size == 1 or float(kept.abs().sum()) > 0.1
+            model = digest(run.model.state_dict())
+            assert members.gather_objects(model) == [model] * members.size
+            assert run.served is not None
+            mine = {
+                piece.place: digest({"momentum": run.served.optimizer._shadow.state[piece.values]["momentum_buffer"]})
+                for piece in run.served.optimizer.held
+                if momentum
+            }
+            everybody = members.gather_objects(mine)
+            for theirs in everybody:
+                assert all(theirs[place] == mine[place] for place in theirs.keys() & mine.keys())
+            run.rebuild()  # as after a death: nothing of what was kept is lost
+            again = run.residuals.gathered().get("float32", torch.zeros(1))
+            torch.testing.assert_close(again, kept)
+        members.barrier()
 
 
 @given(

@@ -82,7 +82,7 @@ def test_the_sum_of_residuals_goes_on_at_another_number_of_ranks(
 
 
 def struck(
-    project: Project, run_program: RunProgram, run: str, strikes: list[list[Any]], *, spares: int = 0
+    project: Project, run_program: RunProgram, run: str, strikes: list[list[Any]], *more: str, spares: int = 0
 ) -> list[dict[str, Any]]:
     """Train with three members of whom some are struck; return the ledger."""
     harness = str(Path(__file__).parents[1] / "harness")
@@ -96,6 +96,7 @@ def struck(
         "train.steps=12",
         "checkpoint.every_steps=3",
         f"elastic.spares={spares}",
+        *more,
     )
     argv = [sys.executable, "-m", "hpcvol.cli", "train", str(project.job), "-n", str(3 + spares)]
     argv += [part for override in overrides for part in ("--set", override)]
@@ -114,10 +115,15 @@ def struck(
 @striking
 @pytest.mark.limit_seconds(250)
 def test_what_a_killed_member_had_not_sent_is_in_the_ledger(project: Project, run_program: RunProgram) -> None:
-    lines = struck(project, run_program, "struck", [[1, "all-reduce encoded", 6]])
-    lost = [line for line in lines if line.get("event") == "residual lost"]
-    assert [line["who"] for line in lost] == [["member 1"]]
-    assert lost[0]["norm"] > 0
+    # All hold a shard: one of two copies dies, and what is left of the other's is on two members again.
+    for run, point, *more in (
+        ("struck", "all-reduce encoded"),
+        ("served", "reduce-scatter encoded", "strategy.kind=parameter_server", "strategy.replicas=1"),
+    ):
+        lines = struck(project, run_program, run, [[1, point, 6]], *more)
+        lost = [line for line in lines if line.get("event") == "residual lost"]
+        assert [line["who"] for line in lost] == [["member 1"]]
+        assert lost[0]["norm"] > 0
 
 
 @striking
