@@ -3,9 +3,10 @@
 A unit sleeps, so that four members need no four cores: 3 ms (the GPT: 15), five times as long on the slow member; what
 is computed beside that is less. Contenders: all-reduce with equal, static and dynamic shares; supernodes, two of two
 members and four of one, which average every 8 steps; a parameter server on all members, synchronous, stale-synchronous
-(at most 2 or 8 steps ahead), asynchronous, and that with rates divided by staleness, with compensation, or by elastic
-averaging. Each step is of the same batch; where members do not wait for each other it is computed by one, elsewhere by
-all. Stale steps have a lower rate, at which more of them reach the loss: a fifth for digits, a third for the GPT.
+(at most 2 or 8 steps ahead), asynchronous, and that with rates divided by staleness, with compensation, of two
+supernodes, with a push every 4 steps, or by elastic averaging each step or every 4. Each step is of the same batch;
+where members do not wait for each other it is computed by one, elsewhere by all. Stale steps have a lower rate, at
+which more of them reach the loss: a fifth for digits, a third for the GPT.
 
 The time is to `loss`, that synchronous training has reached after two thirds of its steps, with the median of three
 seeds; between two validations, which do not count as time, loss is taken to fall evenly. `of_speeds` is the part of the
@@ -56,7 +57,20 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "server, asynchronous, compensated": {
         "servers": hpcvol.ParameterServer(max_staleness=math.inf, compensation=COMPENSATION)
     },
+    "server, asynchronous, 2 supernodes": {
+        "dealing": "static",
+        "servers": hpcvol.ParameterServer(max_staleness=math.inf),
+        "supernodes": hpcvol.Supernodes(2),
+    },
+    "server, asynchronous, pushes every 4": {
+        "servers": hpcvol.ParameterServer(max_staleness=math.inf),
+        "supernodes": hpcvol.Supernodes(4, 4),
+    },
     "server, elastic averaging": {"servers": hpcvol.ParameterServer(max_staleness=math.inf, elastic_averaging=0.9 / 4)},
+    "server, elastic averaging every 4": {
+        "servers": hpcvol.ParameterServer(max_staleness=math.inf, elastic_averaging=0.9 / 4),
+        "supernodes": hpcvol.Supernodes(4, 4),
+    },
     "2 supernodes": {"dealing": "static", "supernodes": hpcvol.Supernodes(2, PERIOD)},
     "4 supernodes": {"dealing": "static", "supernodes": hpcvol.Supernodes(4, PERIOD)},
 }

@@ -197,7 +197,7 @@ def require_sharing(
         ConfigError: they cannot; says what is in the way.
     """
     stale = servers is not None and servers.is_asynchronous
-    encoded = codec != "none"
+    encoded, key = codec != "none", "strategy.codec"
     if supernodes is not None:
         average, coded = supernodes.average, supernodes.codec != "none"
         if average and sum == "exact":
@@ -207,6 +207,11 @@ def require_sharing(
             )
         if coded:
             require("run", sum, encoded=True)
+        if coded and not average and not stale and supernodes.groups != "node":
+            raise ConfigError(
+                f"strategy.between.codec with strategy.groups = {supernodes.groups!r} and period = 1: gradients of "
+                'every step are encoded between nodes; set groups = "node", or period = 2 or more'
+            )
         others = {
             "strategy.combine": robust,
             "strategy.codec": encoded,
@@ -219,7 +224,7 @@ def require_sharing(
                 'period = 1 and codec = "none"'
             )
         if coded:
-            codec = supernodes.codec
+            key, codec = "strategy.between.codec", supernodes.codec
     if servers is None:
         return
     others = {
@@ -228,7 +233,7 @@ def require_sharing(
     }
     if not encodes_alone(codec):
         raise ConfigError(
-            f'strategy.codec = "{codec}" with strategy.kind = "parameter_server": what is sent to each server is '
+            f'{key} = "{codec}" with strategy.kind = "parameter_server": what is sent to each server is '
             'encoded by itself, and `auto` and `powersgd` take all members at once; name another codec, such as "int8" '
             'or "topk:0.01"'
         )
@@ -243,7 +248,7 @@ def require_sharing(
         )
     if servers.elastic_averaging and isinstance(parse(codec), Momentum):
         raise ConfigError(
-            f'strategy.codec = "{codec}" with strategy.elastic_averaging: what is sent are differences of parameters, '
+            f'{key} = "{codec}" with strategy.elastic_averaging: what is sent are differences of parameters, '
             "which have the optimizer's momentum: leave out +dgc"
         )
     if servers.compensation and supernodes is not None and supernodes.average:

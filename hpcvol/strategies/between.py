@@ -9,6 +9,8 @@ from hpcvol.collectives import Vector, narrow
 from hpcvol.collectives.choose import choose, table_of
 from hpcvol.collectives.direct import SharedVector
 from hpcvol.comm import Group
+from hpcvol.comm.failures import died, enumerate_names
+from hpcvol.comm.surviving import survives_failures
 from hpcvol.strategies.in_turn import InTurn
 
 # Shorter vectors of integers are not worth a ring: few messages count more than few bytes.
@@ -40,7 +42,7 @@ class Between:
         def job() -> None:
             # Not in the kernel that meets the others, which looks without pause: they may be computing for long.
             with tracing.span("wait for this node", bucket=bucket):
-                self.group.waiting.until(lambda: self._all_gave(bucket, times), self.group.poll)
+                self.group.waiting.until(lambda: self._all_gave(bucket, times), self._may_yet_give)
             with tracing.span("all-reduce sum", bucket=bucket):
                 combine()
 
@@ -59,6 +61,19 @@ class Between:
             narrow.allreduce(self._peers, mine)
         else:
             choose(self._peers, mine, "auto")(self._peers, mine, "sum")
+
+    def _may_yet_give(self) -> None:
+        """Return if the ranks of this node may yet give what is waited for. Local.
+
+        Raises:
+            LostMemberError: one of them has died, or others know of a death and have given this step up.
+        """
+        self.group.poll()
+        if survives_failures():  # elsewhere the launcher ends the run
+            self.group.progress()
+            dead = [rank for rank, row in self.group.calls.rows().items() if not row.alive]
+            if dead:
+                raise died(enumerate_names([self.group.name_of(rank) for rank in dead]), "its node combined gradients")
 
     def _all_gave(self, bucket: int, times: int) -> bool:
         return all(int(vector[bucket]) >= times for vector in self._ready.of)

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -206,7 +207,7 @@ class Store:
 
         Args:
             known: called with the step before parameters are pulled for it.
-            followers: ranks that compute steps with this one, and have called `follow`.
+            followers: ranks that compute steps with this one, and call `follow`.
 
         Raises:
             LostMemberError: the head died, or a follower, or all who held some shard.
@@ -234,8 +235,15 @@ class Store:
         return None if answer[0] == "end" else int(answer[1])
 
     def give_up(self) -> None:
-        """Say that this member cannot go on with its step: nobody gets further ones, and all meet. Local."""
+        """Return when the others have done the steps that they are at, as this member cannot go on with its own. Local.
+
+        Nobody gets further steps, and all meet.
+        """
         self._write(self._head, "give up")
+        self._write(self._head, "claim")
+        with suppress(LostMemberError):  # they will not: the head has died too, or they meet already
+            while self._answer("go", "version", "end").content[0] != "end":
+                pass
 
     def encode(self, vector: int, residual: Floats | None) -> None:
         """Encode what is to be pushed of one vector, which becomes what all holders will decode. Local; before `push`.
@@ -375,7 +383,7 @@ class Store:
             for shard in sorted(missing):
                 living = [rank for rank in self._holders[shard] if rank not in dead]
                 if not living:
-                    self.give_up()
+                    self._write(self._head, "give up")
                     raise LostMemberError(f"nobody is left who holds shard {shard}")
                 near = [rank for rank in living if self._is_near(rank)]
                 sources.setdefault((near or living)[0], []).append(shard)

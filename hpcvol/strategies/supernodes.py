@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from hpcvol.codecs import AUTO, AnyCodec, Momentum, parse
 from hpcvol.elastic.shares import Worker, shares
-from hpcvol.errors import ConfigError
+from hpcvol.errors import ConfigError, MemberError
 from hpcvol.strategies.automatic import link_cost
 
 if TYPE_CHECKING:
@@ -60,11 +60,6 @@ class Supernodes:
                 'strategy.between.codec = "auto": it chooses by the time of a step, and groups send each other '
                 "something in few of them; name a codec"
             )
-        if self.period == 1 and self.codec != "none" and self.groups != "node":
-            raise ConfigError(
-                f"strategy.between.codec with strategy.groups = {self.groups!r} and period = 1: gradients of every "
-                'step are encoded between nodes; set groups = "node", or period = 2 or more'
-            )
 
     @property
     def average(self) -> bool:
@@ -108,6 +103,12 @@ class Grouping:
         self._spec = spec
         self._apart = frozenset(apart)
         workers = len(self._workers())
+        if not workers:
+            raise ConfigError(
+                "there is no worker: all members are servers, or have a priority of 0 in elastic.priorities; let at "
+                "least one of them compute",
+                everywhere=True,
+            )
         if spec is not None and isinstance(spec.groups, int) and spec.groups > workers:
             raise ConfigError(
                 f"strategy.groups = {spec.groups} of {workers} members that compute: ask for at most as many groups as "
@@ -121,7 +122,17 @@ class Grouping:
         self._look()
 
     def rebuild(self) -> None:
-        """Form groups of the members that there are now. Collective."""
+        """Form groups of the members that there are now. Collective.
+
+        Raises:
+            MemberError: none of them computes; on all of them.
+        """
+        if not self._workers():
+            raise MemberError(
+                "no worker is left, only servers or members with a priority of 0: the run ends here, and goes on from "
+                'its last checkpoint; strategy.servers = "all" lets servers compute too',
+                everywhere=True,
+            )
         self.team.become_part(self._group, self._color())
         self._look()
 
@@ -131,7 +142,7 @@ class Grouping:
     def _color(self) -> int:
         """Return what is the same on the members of a group. Collective."""
         rank, workers = self._group.rank, self._workers()
-        color = rank if self._spec is None or not workers else self._spec.color(self._group, workers)
+        color = rank if self._spec is None else self._spec.color(self._group, workers)
         return 2 * color if rank in workers else 2 * rank + 1
 
     def _look(self) -> None:

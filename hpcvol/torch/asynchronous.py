@@ -42,7 +42,7 @@ from hpcvol.strategies.supernodes import Grouping
 from hpcvol.strategies.wire import Part
 from hpcvol.torch.counted import CountedStep
 from hpcvol.torch.float_sum import FloatGradients
-from hpcvol.torch.local_optimizer import LocalOptimizer
+from hpcvol.torch.local_optimizer import LocalOptimizer, copied_state, restore_state
 from hpcvol.torch.sharded_optimizer import Flat, Held, Place, ShardedOptimizer, State
 
 
@@ -114,7 +114,8 @@ class OwnSums(AllReduce):
 
     def floats(self, layout: Layout, vector: Memory, feedback: Feedback | None = None, *_: Any) -> FloatReducer:
         """As `AllReduce`."""
-        vector.shared_over(self.group)
+        if vector.shared_over(self.group) is None:
+            assert vector.mine is not None  # shared with nobody from now on: not with this worker's members either
         if vector not in self.memories:
             self.memories.append(vector)
         if feedback is not None:
@@ -186,6 +187,7 @@ class AsynchronousParameters:
         gradients: of this member's units.
         sums: where those lie.
         seed: of what a codec draws.
+        survives: whether members outlive others, so that several steps of a worker may come to nothing.
 
     Attributes:
         steps: that this member's worker has computed since it pushed last.
@@ -202,12 +204,18 @@ class AsynchronousParameters:
         gradients: FloatGradients,
         sums: OwnSums,
         seed: int,
+        *,
+        survives: bool,
     ) -> None:
         self.shards = shards
         self._spec = spec
         self._grouping = grouping
         self._period = period
         self.steps: list[CountedStep] = []
+        self._undoes = survives and period > 1
+        self._before: dict[torch.Tensor, dict[str, Any]] | None = None
+        self._claimed = -1, -1  # by which rank, and the first step
+        self._user_optimizer = optimizer
         self._gradients = gradients
         self._sums = sums
         everything = [parameter for _, parameter in parameters]
@@ -274,6 +282,7 @@ class AsynchronousParameters:
         """Return what counts of the steps since `begin`, in order; all members have its parameters. Collective."""
         with tracing.span("meet"):
             log = self.store.finish()
+        self._before = None
         self._take_stored()
         return log
 
@@ -291,7 +300,7 @@ class AsynchronousParameters:
         self.steps = []
         others = [rank for rank in self._grouping.ranks if rank != self.shards.group.rank]
         with tracing.span("claim"):
-            if self._grouping.is_leader or not others:
+            if self._grouping.team.rank == 0:
                 step = self.store.claim(known, others)
             else:
                 step = self.store.follow(self._grouping.ranks)
@@ -304,6 +313,9 @@ class AsynchronousParameters:
             self._take_stored()
         for origin, flat in zip(self._origins, self._flats, strict=False):
             origin.mine[:] = flat.memory.mine
+        if self._undoes and step is not None:  # what was done before counts by now
+            self._claimed = self._grouping.ranks[0], step
+            self._before = copied_state(self._user_optimizer)
         return step
 
     def push(self, told: Pushed) -> None:
@@ -315,7 +327,7 @@ class AsynchronousParameters:
                 self.store.push(told)
 
     def give_up(self) -> None:
-        """Have this worker do nothing more, as one of its members has died, and all meet. Local."""
+        """Have this worker do nothing more, as one of its members has died, until all meet. Local."""
         if self._grouping.team.size > 1:
             self._grouping.team.give_up()
         self.store.give_up()
@@ -357,6 +369,10 @@ class AsynchronousParameters:
     def settle(self) -> None:
         """Have with all members what counts of what was pushed. Collective; `rebuild` comes next."""
         self.store.settle_knowledge()
+        counts = any((one.rank, one.step) == self._claimed for one in self.store.salvaged.values())
+        if self._before is not None and not counts:
+            restore_state(self._user_optimizer, self._before)
+        self._before = None
 
     def rebuild(self) -> None:
         """As `hpcvol.elastic.membership.Part`: shards are with those that live."""

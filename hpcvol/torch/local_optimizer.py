@@ -78,6 +78,22 @@ class LocalOptimizer:
         return {}
 
 
+def copied_state(optimizer: torch.optim.Optimizer) -> dict[torch.Tensor, dict[str, Any]]:
+    """Return a copy of what an optimizer keeps, for `restore_state`."""
+    return {key: _copied(kept) for key, kept in optimizer.state.items()}
+
+
+def restore_state(optimizer: torch.optim.Optimizer, state: Mapping[torch.Tensor, Mapping[str, Any]]) -> None:
+    """Have an optimizer keep what it did when `copied_state` returned `state`, which stays as it is."""
+    optimizer.state.clear()
+    for key, kept in state.items():
+        optimizer.state[key] = _copied(kept)
+
+
+def _copied(kept: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in kept.items()}
+
+
 def unite_states(
     group: Group, parameters: Sequence[torch.nn.Parameter], optimizer: torch.optim.Optimizer, sum: Sum
 ) -> None:

@@ -2,9 +2,11 @@
 
 from hpcvol.elastic.bag import Bag
 from hpcvol.elastic.units import UnitSpan
+from hpcvol.errors import ModelError
 from hpcvol.torch.asynchronous import AsynchronousParameters, Pushed
 from hpcvol.torch.counted import CountedStep
 from hpcvol.torch.gradients import clip, gradient_norm
+from hpcvol.torch.seeding import BETWEEN_STEPS, seed_generators
 from hpcvol.torch.team_step import TeamStep
 
 
@@ -27,8 +29,17 @@ class LoneStep(TeamStep):
         run.loader.prefetch(ahead)
         return bag
 
+    def _sum(self) -> bool:
+        try:
+            self._run.buffers.refuse_changes()
+        except ModelError as error:
+            self.fail(error)
+        return super()._sum()
+
+    def _agree(self) -> bool:
+        return self._run.gradients.agree(self._told_by_gradients)
+
     def _combine(self) -> None:
-        self._run.buffers.refuse_changes()
         self._run.gradients.finish(self.weight)  # what has no weight is pushed too, as nothing
 
     def _take_effect(self) -> None:
@@ -40,6 +51,8 @@ class LoneStep(TeamStep):
         limit = run.settings.clip_norm
         scale = 1.0 if limit is None else min(1.0, limit / max(self.gradient_norm, limit))
         unused = frozenset(i for i, parameter in enumerate(parameters) if parameter.grad is None or not self.weight)
+        # Where they are by now is each member's own.
+        seed_generators(run.settings.seed, self.index + 1, 0, BETWEEN_STEPS)
         if served.trains_apart:
             if self.weight:
                 if limit is not None:
@@ -52,7 +65,7 @@ class LoneStep(TeamStep):
         self._tell(served, scale, unused)
 
     def _tell(self, served: AsynchronousParameters, scale: float, unused: frozenset[int]) -> None:
-        """Count this step, and push what the worker has done if it is time. Local."""
+        """Count this step, and push what the worker has done if it is time. Collective over its members."""
         served.steps.append(
             CountedStep(
                 0,

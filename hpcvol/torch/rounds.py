@@ -27,7 +27,7 @@ from hpcvol.strategies.supernodes import Grouping
 from hpcvol.torch.buffers import Buffers
 from hpcvol.torch.counted import CountedStep
 from hpcvol.torch.float_sum import FlatSum, summed_in
-from hpcvol.torch.local_optimizer import unite_states
+from hpcvol.torch.local_optimizer import copied_state, restore_state, unite_states
 from hpcvol.torch.means import weighted_mean
 from hpcvol.torch.step import Share
 from hpcvol.torch.team_step import TeamStep
@@ -109,7 +109,7 @@ class Rounds:
                 before.copy_(parameter)
         self._buffers_before = {name: buffer.clone() for name, buffer in self._buffers.committed.items()}
         if self._survives:
-            self._state = {key: _copied(kept) for key, kept in self._optimizer.state.items()}
+            self._state = copied_state(self._optimizer)
 
     def commit(self) -> None:
         """The round took effect. Local."""
@@ -124,9 +124,7 @@ class Rounds:
                 parameter.copy_(before)
         self._buffers.put({name: buffer.clone() for name, buffer in self._buffers_before.items()})
         if self._survives:
-            self._optimizer.state.clear()
-            for key, kept in self._state.items():
-                self._optimizer.state[key] = _copied(kept)
+            restore_state(self._optimizer, self._state)
 
     def rebuild(self) -> None:
         """Go back to where the round began, with the groups that there are now. Collective."""
@@ -263,7 +261,3 @@ class Rounds:
 def _tell(step: TeamStep) -> _Told:
     shares = [asdict(share) for share in step.shares]
     return _Told(step.weight, step.num_samples, step.loss, step.metrics, step.gradient_norm, shares)
-
-
-def _copied(kept: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in kept.items()}

@@ -237,10 +237,15 @@ class Run:
             self.verification = Verification(settings.verify_share, group, sums)
         terms = settings.dealing if self.grouping is not None else self._without_servers(settings.dealing)
         self.dealing = dealing_of(self.team, terms, settings.sum)
-        self.dealing_to_all = self.dealing if self.grouping is None else Dealing(group, self._without_servers(_EQUAL))
+        self.dealing_to_all = (
+            self.dealing
+            if self.grouping is None
+            else Dealing(group, self._without_servers(replace(settings.dealing, kind="equal")))
+        )
         self.slow: list[tuple[str, float]] = []
         self._slow_of_team: list[tuple[str, float]] = []
         self._apart = False
+        self._has_warned = False
         self._slow_members = SlowMembers()
         if self.is_first and (unknown := settings.dealing.unknown(group)):
             logger.warning(
@@ -366,6 +371,8 @@ class Run:
 
     def _lone_steps(self, served: AsynchronousParameters, until: int) -> Iterator[Step]:
         """Yield the steps that this member is to compute; at the end all members have all that counts."""
+        self._warn_about_idle_workers()
+        self._warn_about_idle_groups(until)
         self.counted = []
         meets = False
         while self.step < until and not meets:
@@ -774,7 +781,9 @@ class Run:
         spec, shards = self.settings.supernodes, self.shards
         if self.settings.is_asynchronous:
             assert shards is not None
-            return Grouping(self.group, spec, shards.servers if shards.dedicated else ())
+            dealing = Dealing(self.group, self.settings.dealing)
+            idle = {member for rank, member in enumerate(self.group.members) if not dealing.priority(rank)}
+            return Grouping(self.group, spec, idle.union(shards.servers if shards.dedicated else ()))
         return Grouping(self.group, spec) if spec is not None and spec.average else None
 
     def _make_rounds(self) -> Rounds | None:
@@ -808,6 +817,7 @@ class Run:
             self.gradients,
             sums,
             self.settings.seed,
+            survives=self.membership.survives,
         )
 
     def _serve(self) -> ServedParameters | None:
@@ -861,8 +871,25 @@ class Run:
                 "it then"
             )
 
+    def _warn_about_idle_groups(self, until: int) -> None:
+        """Say where there are fewer rounds until members meet than groups, so that some have nothing to do."""
+        assert self.grouping is not None
+        steps, period, groups = until - self.step, self.settings.period, len(self.grouping.teams)
+        if self.is_first and 0 < math.ceil(steps / period) < groups and not self._has_warned and period > 1:
+            self._has_warned = True
+            logger.warning(
+                "%d steps until members meet are %d rounds of strategy.between.period = %d, and there are %d groups: "
+                "the others wait; validate and write checkpoints less often, or lower the period",
+                steps,
+                math.ceil(steps / period),
+                period,
+                groups,
+            )
+
     def _warn_about_idle_workers(self) -> None:
         units, workers = self.batching.units_per_step, self.num_workers
+        if self.grouping is not None and self.asynchronous is not None:
+            workers = max(map(len, self.grouping.teams), default=0)  # each step is computed by one group
         if units < workers and self.is_first:
             logger.warning(
                 "a step has %d units and there are %d workers: %d of them idle; lower train.unit_size or raise "

@@ -11,6 +11,7 @@ import torch
 
 from hpcvol import tracing
 from hpcvol.comm import agree, gather_agreed
+from hpcvol.comm.faults import tells_of_loss
 from hpcvol.elastic.bag import Bag
 from hpcvol.elastic.ledger import ranges
 from hpcvol.elastic.membership import MembersChanged
@@ -80,7 +81,11 @@ class Step:
         attempts: how often the units were computed.
         shares: what each member computed, and how long that took.
         told: what each member said with its records (`Membership.saying`), by member.
+        lost: where members are not together after each step, why this one counts for nothing: one of those who computed
+            it has died.
     """
+
+    lost: BaseException | None = None
 
     def __init__(self, run: "Run", index: int) -> None:
         self._run = run
@@ -226,15 +231,15 @@ class Step:
         run = self._run
         try:
             records = self._gather()
-            gradients_fit, buffers_fit = run.gradients.agree(self._told_by_gradients), run.buffers.agree()
+            fits = self._agree()
         except (HpcvolError, KeyboardInterrupt) as error:
             # All members are here with the same error; what they have begun to send one another has to be received.
-            if isinstance(error, KeyboardInterrupt) or error.everywhere:
+            if isinstance(error, KeyboardInterrupt) or (error.everywhere and not tells_of_loss(error)):
                 run.gradients.drop()
             if isinstance(error, NonFiniteSumError):
                 raise not_finite(self.index, error.name, error.value) from None
             raise
-        if not (gradients_fit and buffers_fit):
+        if not fits:
             run.gradients.drop()
             run.buffers.drop()
             if self.attempts > 2:
@@ -248,6 +253,11 @@ class Step:
         self._summed = records
         self._combine()
         return True
+
+    def _agree(self) -> bool:
+        """Learn what all members have. Collective. False: all units must be computed again."""
+        gradients_fit = self._run.gradients.agree(self._told_by_gradients)
+        return self._run.buffers.agree() and gradients_fit
 
     def _combine(self) -> None:
         """Have the means of what was summed, if anything was. Collective."""

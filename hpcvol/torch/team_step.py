@@ -11,14 +11,12 @@ from hpcvol.torch.step import Step
 
 
 class TeamStep(Step):
-    """A step of one group's part of the units.
+    """A step that a group of members computes by itself.
 
     Attributes:
-        lost: a member has died: what the group did counts for nothing.
         over: whether it was computed.
     """
 
-    lost: BaseException | None = None
     over = False
 
     def __iter__(self) -> Iterator[Unit]:
@@ -53,5 +51,5 @@ class TeamStep(Step):
         tracing.record("step", began_ns, step=self.index)
 
     def _take_effect(self) -> None:
-        """Let the group's model be what the step makes of it. Local."""
+        """Let the group's model be what the step makes of it. The same calls on all members of the group."""
         self._run.apply(self)

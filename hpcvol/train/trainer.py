@@ -523,6 +523,8 @@ class Trainer:
     def _progress_alone(self, step: Step, stop: StopRequest) -> None:
         """Tell of a step of this member's, and have all meet where that is due. Local."""
         self._look_around(stop)
+        if step.lost is not None:
+            return
         self._report.progress(f"step {step.index + 1}/{self._total}  loss {step.loss:.4f}", stays=False)
 
     def _look_around(self, stop: StopRequest) -> None:

@@ -36,7 +36,7 @@ def hosts_of(group: Group, monkeypatch: pytest.MonkeyPatch) -> Iterator[Group]:
         spread = made.enter_context(as_hosts(group, layout))
 
         def split(color: int) -> Group:
-            part = made.enter_context(closing(group.split(color)))
+            part = made.enter_context(closing(Group.split(spread, color)))
             return made.enter_context(as_hosts(part, [layout[group.members.index(one)] for one in part.members]))
 
         monkeypatch.setattr(spread, "split", split, raising=False)

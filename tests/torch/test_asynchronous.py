@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from typing import Any
 
@@ -12,10 +13,12 @@ from training import Regression, adamw, built, digest, make_run, numbers, sgd, t
 from two_hosts import hosts_of
 
 from hpcvol.comm import Group
+from hpcvol.elastic.dealing import Terms
 from hpcvol.errors import ConfigError, ModelError
 from hpcvol.strategies.parameter_server import ParameterServer
 from hpcvol.strategies.supernodes import Supernodes
 from hpcvol.torch.run import Run, Settings
+from hpcvol.torch.step import Step
 
 
 def settings(spec: ParameterServer | None, **more: Any) -> Settings:
@@ -125,6 +128,69 @@ def test_groups_are_workers(
             run.gather_optimizer()
         assert run.evaluate(lambda unit: run.model(**unit), numbers(60)).loss < 1.5 * before  # stale momentum swings
     group.barrier()
+
+
+def test_steps_that_come_to_nothing_leave_no_trace_in_the_optimizer(group: Group) -> None:
+    given = settings(ParameterServer(max_staleness=4), supernodes=Supernodes(1, 3))
+    with closing(make_run(group, built(Regression), numbers(60), given, slow_momentum)) as run:
+
+        def kept() -> Any:
+            momenta = {name: run.optimizer.state[one]["momentum_buffer"] for name, one in run.parameters}
+            return digest(momenta), weights(run)
+
+        train(run, 3)
+        before = kept()
+        steps = run.steps(9)
+        for _ in range(2):
+            step = next(steps)
+            for unit in step:
+                step.backward(run.model(**unit))
+        assert kept() != before
+        run.abandon()  # as after a death
+        run.rebuild()
+        if run.membership.survives:
+            assert kept() == before
+        steps.close()
+        run._apart = False
+        train(run, 9)
+        assert sorted(one.index for one in run.counted) == list(range(3, 9))
+
+
+def test_who_has_no_priority_computes_nothing(group: Group) -> None:
+    if group.size < 2:
+        pytest.skip("somebody has to")
+    idle = group.members[0]
+    for spec in (None, Supernodes(1, 2)):
+        terms = Terms(priorities={str(idle): 0.0})
+        given = settings(ParameterServer(max_staleness=4), supernodes=spec, dealing=terms)
+        with closing(make_run(group, built(Regression), numbers(60), given, slow_sgd)) as run:
+            mine = [step.index for step in _computed(run, 8)]
+            assert (mine == []) == (run.member == idle)
+            assert sorted(one.index for one in run.counted) == list(range(8))
+            run.evaluate(lambda unit: run.model(**unit), numbers(60))
+    nobody = Terms(priorities={str(member): 0.0 for member in group.members})
+    with pytest.raises(ConfigError, match="there is no worker"):
+        make_run(group, built(Regression), numbers(40), settings(ParameterServer(max_staleness=4), dealing=nobody))
+
+
+def _computed(run: Run, until: int) -> Iterator[Step]:
+    for step in run.steps(until):
+        for unit in step:
+            step.backward(run.model(**unit))
+        yield step
+
+
+def test_groups_that_would_have_nothing_to_do_are_told_of(group: Group, caplog: pytest.LogCaptureFixture) -> None:
+    if group.size < 2:
+        pytest.skip("two groups")
+    given = settings(ParameterServer(max_staleness=4), supernodes=Supernodes(2, 5))
+    with closing(make_run(group, built(Regression), numbers(60), given, slow_sgd)) as run:
+        train(run, 10)
+        assert "members meet" not in caplog.text
+        train(run, 14)
+        train(run, 18)
+        said = "4 steps until members meet are 1 rounds of strategy.between.period = 5, and there are 2 groups"
+        assert caplog.text.count(said) == (1 if group.rank == 0 else 0)
 
 
 def test_rounds_of_one_group_are_steps(group: Group) -> None:
@@ -463,7 +529,7 @@ def test_what_cannot_be_is_refused(group: Group) -> None:
         settings(ParameterServer(max_staleness=2, compensation=0.1), supernodes=Supernodes(1, 2))
     with pytest.raises(ConfigError, match=r"strategy.between does not go together with strategy.codec"):
         settings(stale, supernodes=Supernodes(1, 2), codec="int8")
-    with pytest.raises(ConfigError, match=r"strategy.codec = .* with strategy.kind"):
+    with pytest.raises(ConfigError, match=r'strategy.between.codec = "powersgd:2" with strategy.kind'):
         settings(stale, supernodes=Supernodes("node", 2, "powersgd:2"))
     model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
     with closing(make_run(group, model, numbers(40), settings(stale))) as run:

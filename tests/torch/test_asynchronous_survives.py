@@ -104,6 +104,8 @@ def test_every_push_counts_once(plan: str, tmp_path: Path, run_program: RunProgr
         assert one["counted"] == list(range(40))
         assert one["weights"] == quiet["one"]["weights"]
         assert len(one["lost"]) == len(victims)
+    if plan == "one of a group, as it sums":  # what others are at is not lost with it
+        assert len(set(said[-1]["mine"])) == len(said[-1]["mine"])
 
 
 @pytest.mark.limit_seconds(250)

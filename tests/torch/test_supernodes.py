@@ -270,9 +270,10 @@ def test_a_loop_that_leaves_a_step_is_told(group: Group) -> None:
         (Supernodes("node", 2), {"codec": "int8"}, "strategy.codec"),
         (Supernodes("node", 2), {"servers": ParameterServer()}, "parameter_server"),
         (Supernodes("node", 1, "int8"), {"sum": "exact"}, "a codec rounds"),
+        (Supernodes(2, 1, "int8"), {}, "period = 2 or more"),
         (Supernodes("node", 2), {"dealing": Terms(priorities={"0": 0.5})}, "elastic.priorities"),
     ],
-    ids=["exact", "robust", "codec", "servers", "encoded exact", "priorities"],
+    ids=["exact", "robust", "codec", "servers", "encoded exact", "encoded every step", "priorities"],
 )
 def test_what_cannot_be_is_refused(spec: Supernodes, more: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
@@ -287,7 +288,6 @@ def test_what_cannot_be_is_refused(spec: Supernodes, more: dict[str, Any], says:
         (("node", 0), "period = 0"),
         (("node", 2, "zip"), "zip"),
         (("node", 2, "auto"), "name a codec"),
-        ((2, 1, "int8"), "period = 2 or more"),
         (("node", 2, "topk:0.1+dgc:2"), "leave out"),
     ],
 )
