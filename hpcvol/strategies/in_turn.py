@@ -51,6 +51,7 @@ class InTurn:
         self._done = 0
         self._changed = threading.Condition()
         self._error: BaseException | None = None
+        self._abandoned = False
         self._thread: threading.Thread | None = None
 
     def give(self, job: Job) -> None:
@@ -81,7 +82,13 @@ class InTurn:
             self._waiting.given_up = True
 
     def abandon(self) -> None:
-        """Let jobs that are not done fail here and on all ranks, and end the thread. Local; of no use after that."""
+        """Let jobs that are not done fail here and on all ranks, and end the thread. Local; of no use after that.
+
+        Whoever uses a group's turns calls it; the first call counts.
+        """
+        if self._abandoned:
+            return
+        self._abandoned = True
         self._waiting.given_up = True
         self.group.abandon()
         if self._thread is not None:

@@ -4,6 +4,7 @@ Points are the names of the spans that every room records for the trace. STRIKES
 [member, point, n], or [member, point, n, "SIGTERM"] for another signal than SIGKILL. A member that is struck leaves
 a file `struck-MEMBER-POINT` in the folder STRUCK first: a test asserts that it is there. Members do not measure
 themselves, so that each gets to a point as often whatever the machine does meanwhile.
+With ON_TWO_HOSTS the first half of the members is as if on another host than the others.
 Who reaches the point "ready", where a newcomer waits to be let in, leaves `ready-MEMBER`.
 """
 
@@ -51,3 +52,7 @@ def install() -> None:
         return struck
 
     tracing.span, tracing.record = striking(tracing.span), striking(tracing.record)
+    if environment.variable("ON_TWO_HOSTS"):
+        import two_hosts
+
+        two_hosts.pretend()

@@ -25,6 +25,17 @@ def as_hosts(group: Group, host_of_rank: Sequence[int]) -> Iterator[Group]:
         made.close()
 
 
+_PRETENDED = ExitStack()  # to the end of the program
+
+
+def pretend() -> None:
+    """From now on have the runs that this program starts on two hosts. Collective."""
+    from hpcvol.torch import start
+
+    group = _PRETENDED.enter_context(hosts_of(start.start_mpi(), pytest.MonkeyPatch()))
+    start.start_mpi = lambda: group
+
+
 @contextmanager
 def hosts_of(group: Group, monkeypatch: pytest.MonkeyPatch) -> Iterator[Group]:
     """The ranks of `group` on two hosts, and what is split from them too; a group of one as it is. Collective."""

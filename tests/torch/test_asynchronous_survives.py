@@ -74,6 +74,7 @@ PLANS: dict[str, tuple[str, list[list[Any]]]] = {
     "who speaks for a group, as it pushes": ('["all", 1, "inf", 2]', [[2, "push", 5]]),
     "of groups, as they wait for parameters": ('["all", 2, "1", 2, 3]', [[3, "claim", 3], [0, "claim", 4]]),
     "a whole group in its round": ('["all", 2, "inf", 2, 4]', [[2, "backward", 7], [3, "backward", 7]]),
+    "one of a group on two hosts": ('["all", 1, "inf", 1]', [[3, "forward", 9]]),
     "as they meet": ('["all", 2, "inf"]', [[1, "meet", 1], [2, "meet", 2]]),
 }
 
@@ -92,10 +93,14 @@ def quiet() -> dict[str, Said]:
 
 @pytest.mark.limit_seconds(300)
 @pytest.mark.parametrize("plan", PLANS)
-def test_every_push_counts_once(plan: str, tmp_path: Path, run_program: RunProgram, quiet: dict[str, Said]) -> None:
+def test_every_push_counts_once(
+    plan: str, tmp_path: Path, run_program: RunProgram, quiet: dict[str, Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
     if "one" not in quiet:
         (quiet["one"],) = run_struck(tmp_path / "quiet", run_program, 1, [], LOOP, ['["all", 0, "inf"]'])
     servers, strikes = PLANS[plan]
+    if plan.endswith("on two hosts"):
+        monkeypatch.setenv("ON_TWO_HOSTS", "1")
     said = run_struck(tmp_path / "struck", run_program, NUM_RANKS, strikes, LOOP, [servers])
     victims = {member for member, *_ in strikes}
     living = [member for member in range(NUM_RANKS) if member not in victims]

@@ -69,6 +69,7 @@ Path(sys.argv[1], f"member{run.member}.json").write_text(json.dumps(said))
 PLANS: dict[str, tuple[str, int, list[list[Any]]]] = {
     "a leader in its step": ("2", 4, [[2, "backward", 18]]),
     "the first member, as its group sums": ("2", 4, [[0, "gather records", 3]]),
+    "one of a group on two hosts": ("1", 4, [[3, "forward", 19]]),
     "as groups meet": ("2", 4, [[3, "average", 2]]),
     "a whole group": ("2", 5, [[2, "backward", 13], [3, "backward", 13]]),
     "one after the other, in the recovery too": ("4", 3, [[1, "forward", 9], [3, "unite", 1]]),
@@ -89,11 +90,15 @@ def quiet() -> dict[str, Any]:
 
 @pytest.mark.limit_seconds(300)
 @pytest.mark.parametrize("plan", PLANS)
-def test_every_step_counts_once(plan: str, tmp_path: Path, run_program: RunProgram, quiet: dict[str, Any]) -> None:
+def test_every_step_counts_once(
+    plan: str, tmp_path: Path, run_program: RunProgram, quiet: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     groups, period, strikes = PLANS[plan]
     if "one" not in quiet:
         (alone,) = run_struck(tmp_path / "quiet", run_program, 1, [], LOOP, ["1", "1000"])
         quiet["one"] = torch.tensor(alone["weights"])
+    if plan.endswith("on two hosts"):
+        monkeypatch.setenv("ON_TWO_HOSTS", "1")
     said = run_struck(tmp_path / "struck", run_program, NUM_RANKS, strikes, LOOP, [groups, str(period)])
     victims = {member for member, *_ in strikes}
     living = [member for member in range(NUM_RANKS) if member not in victims]

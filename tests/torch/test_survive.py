@@ -31,14 +31,6 @@ class Numbers(torch.utils.data.Dataset):
         return {"x": x, "y": (x.sum() > 0).long()}
 
 strikes.install()
-if "ON_TWO_HOSTS" in os.environ:
-    import pytest
-    from hpcvol.torch import start as starting
-    from two_hosts import hosts_of
-
-    spread = hosts_of(starting.start_mpi(), pytest.MonkeyPatch())
-    group = spread.__enter__()
-    starting.start_mpi = lambda: group
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(12, 40), nn.BatchNorm1d(40), nn.ReLU(), nn.Dropout(0.3), nn.Linear(40, 2))
 loss = lambda unit: nn.functional.cross_entropy(model(unit["x"]), unit["y"])
@@ -132,28 +124,33 @@ def test_units_that_the_dead_had_taken_are_computed(
 
 
 # Members 0 and 1 are on one host, 2 and 3 on the other: gradients go between hosts while units are computed.
-BETWEEN_HOSTS: dict[str, list[list[Any]]] = {
-    "one of a host, as the other of it has computed": [[3, "forward", 11]],
-    "the first one, and then one of the other host, as they sum": [[0, "forward", 8], [2, "all-reduce sum", 5]],
+BETWEEN_HOSTS: dict[str, tuple[str, str, list[list[Any]]]] = {
+    "exact: as the other of its host has computed": ("exact", "none", [[3, "forward", 11]]),
+    "float: as the other of its host has computed": ("float", "none", [[3, "forward", 3]]),
+    "exact: the first one, then one of the other host": (
+        "exact",
+        "none",
+        [[0, "forward", 8], [2, "all-reduce sum", 5]],
+    ),
+    "all serve, with a copy": ("exact", '["all", 1]', [[3, "forward", 11], [1, "pull", 4]]),
+    "float, all serve, with a copy": ("float", '["all", 1]', [[2, "forward", 3]]),
 }
 
 
 @pytest.mark.limit_seconds(500)
-@pytest.mark.parametrize("sum", ["exact", "float"])
 @pytest.mark.parametrize("plan", BETWEEN_HOSTS)
 def test_one_of_a_host_dies(
     plan: str,
-    sum: str,
     tmp_path: Path,
     run_program: RunProgram,
     quiet: dict[str, Said],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    sum, servers, strikes = BETWEEN_HOSTS[plan]
     if sum == "exact" and "exact" not in quiet:
         (quiet["exact"],) = train(tmp_path / "quiet", run_program, 1, [], "exact")
     monkeypatch.setenv("ON_TWO_HOSTS", "1")
-    strikes = BETWEEN_HOSTS[plan]
-    said = train(tmp_path / "struck", run_program, NUM_RANKS, strikes, sum)
+    said = train(tmp_path / "struck", run_program, NUM_RANKS, strikes, sum, servers=servers)
     victims = {member for member, *_ in strikes}
     assert len(said) == NUM_RANKS - len(victims)
     for one in said:
