@@ -30,19 +30,20 @@ class ParameterServer:
         servers: how many members hold a shard each, and compute no units; "all": every member holds one, and computes.
         replicas: how many further members hold a copy of each shard: so many may die at a time and nothing is lost. At
             0 the death of a server ends the run, which goes on from its last checkpoint.
-        max_staleness: 0: all members compute each step together. Above, each step is computed by one, from parameters
-            that lack at most what others have computed since: a worker may be so many of its steps ahead of the
-            slowest one; math.inf: as far as it will.
-        rate_by_staleness: with max_staleness above 0, divide the learning rate of a step by 1 and the number of steps
+        max_staleness: 0: all members compute each step together. Above, each step is computed by one worker (a member,
+            or a group: `Supernodes`), from parameters that lack at most what others have computed since: a worker may
+            be so many of its pushes ahead of the slowest one; math.inf: as far as it will.
+        rate_by_staleness: with max_staleness above 0, divide the learning rate of a step by 1 and the number of pushes
             that were applied since its parameters were pulled.
         compensation: with max_staleness above 0, how far a gradient is corrected for what the parameters have become
             since: g + compensation · g² · (now - then) by element; the parameters that it was computed from are sent
             with it. Zheng et al., "Asynchronous Stochastic Gradient Descent with Delay Compensation", ICML 2017 (there
             called λ).
         elastic_averaging: with max_staleness above 0, above 0: each worker trains parameters of its own, with the
-            optimizer's state its own too, and after each step its and the servers' are drawn towards each other by so
-            much of what is between them. Zhang, Choromanska, LeCun: "Deep Learning with Elastic Averaging SGD", NIPS
-            2015, algorithm 1 with a period of 1 (there called α; 0.9 divided by the number of workers is its default).
+            optimizer's state its own too, and at each push its and the servers', as it has pulled them last, are drawn
+            towards each other by so much of what is between them. Zhang, Choromanska, LeCun: "Deep Learning with
+            Elastic Averaging SGD", NIPS 2015, algorithm 1 (there called α; 0.9 divided by the number of workers is its
+            default; `Supernodes.period` is its τ).
         pull: with max_staleness above 0, "bf16" or "fp16" rounds parameters that workers pull from other nodes; those
             that are kept, and those that all have where members meet, are exact.
 

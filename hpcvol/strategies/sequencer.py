@@ -24,7 +24,7 @@ class Version:
         number: of the version that it made, from 1.
         rank: who pushed.
         clock: how many pushes of that one counted before.
-        step: what it had computed.
+        step: what it had computed; the first, where a worker claims several at a time.
         behind: clocks by which the slowest worker was behind when the parameters for this were handed out.
         missed: versions that came between what it was computed from and itself.
         record: what the worker told of it.

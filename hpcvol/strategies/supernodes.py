@@ -3,6 +3,7 @@
 References:
     Stich, "Local SGD Converges Fast and Communicates Little", ICLR 2019: averaging parameters every few steps.
     Lin et al., "Don't Use Large Mini-Batches, Use Local SGD", ICLR 2020, section 3 (hierarchical local SGD).
+    Dean et al., "Large Scale Distributed Deep Networks", NIPS 2012, section 4.1 (groups that push to servers).
 """
 
 import math
@@ -29,11 +30,14 @@ _MESSAGE_NBYTES = 1 << 20
 class Supernodes:
     """Members form groups; each trains by itself for some steps, and then all continue from the mean of the outcomes.
 
+    Where servers wait for nobody (`ParameterServer.max_staleness` above 0) each group is one worker instead: it
+    computes whole steps, pushes, and goes on from what it pulls.
+
     Args:
         groups: "node": the members of each node; a number: so many groups of neighbouring members; "link": nodes with
             fast links to each other, as measured at the start; where all links are alike, the members of each node.
-        period: steps from one mean to the next. At 1 gradients are combined instead, every step, as they are without
-            groups: within nodes first, and then between them.
+        period: steps from one mean to the next, or from one push. At 1 gradients are combined (or pushed) instead,
+            every step, as they are without groups: within nodes first, and then between them.
         codec: what groups encode that they send each other, as `strategy.codec`, but for "auto". What is left out is
             added the next time.
 

@@ -12,8 +12,8 @@ class CountedStep:
 
     Attributes:
         number: of the version that it made: how many steps count with it.
-        missed: steps that took effect between what it was computed from and itself; None where no step is stale.
-        behind: of how many more of its steps its worker had been done than the slowest one, when it began.
+        missed: pushes that took effect between what it was computed from and its own; None where no step is stale.
+        behind: by how many pushes the slowest worker was behind its worker, when it began.
     """
 
     number: int

@@ -257,11 +257,13 @@ class BetweenConfig(_Section):
         default=1,
         description="Steps that each group trains by itself, with its part of every batch, until all continue from the "
         'mean of their parameters, by the weights of what each has computed; with `train.sum = "float"`. At 1 '
-        "gradients are summed over all members every step instead, within nodes first.",
+        "gradients are summed over all members every step instead, within nodes first. With `max_staleness` above 0: "
+        "whole steps that a group computes before it pushes; above 1 it applies the optimizer by itself, and pushes "
+        "what became of the parameters.",
     )
     codec: str = Field(
         default="none",
-        description="What groups encode that they send each other, as `strategy.codec`, but for `auto`.",
+        description="What groups encode that they send each other, or push, as `strategy.codec`, but for `auto`.",
     )
 
 
@@ -298,17 +300,18 @@ class StrategyConfig(_Section):
         "`topk:SHARE`, `randomk:SHARE`, `threshold:MAGNITUDE` (some elements, with `+int8` or another for their "
         "values, and `+dgc:STEPS` for the momentum and warm-up of Deep Gradient Compression, with plain SGD); "
         "`powersgd:RANK` (matrices as products of thin ones). What is left out is added to the next step. "
-        "`auto`: none, or one of a few of these, whatever measures say is there first.",
+        "`auto`: none, or one of a few of these, whatever measures say is there first. With `parameter_server` what is "
+        "sent to it is encoded, by all but `powersgd` and `auto`.",
     )
     max_staleness: NonNegativeFloat = Field(
         default=0.0,
-        description="0: all members compute each step together. Above, each step is computed by one member, and a "
-        "worker may be so many of its steps ahead of the slowest one (`inf`: as far as it will). For "
-        '`parameter_server`, with `train.sum = "float"`.',
+        description="0: all members compute each step together. Above, each step is computed by one worker, a member "
+        "or one of `groups`, and it may be so many of its pushes ahead of the slowest one (`inf`: as far as it will). "
+        'For `parameter_server`, with `train.sum = "float"`.',
     )
     rate_by_staleness: bool = Field(
         default=False,
-        description="Divide the learning rate of a step by 1 and the number of steps that took effect since its "
+        description="Divide the learning rate of a step by 1 and the number of pushes that took effect since its "
         "parameters were pulled. With `max_staleness` above 0.",
     )
     compensation: NonNegativeFloat = Field(
@@ -318,7 +321,7 @@ class StrategyConfig(_Section):
     )
     elastic_averaging: NonNegativeFloat = Field(
         default=0.0,
-        description="Above 0 each worker trains parameters of its own, and after each step these and the servers' are "
+        description="Above 0 each worker trains parameters of its own, and at each push these and the servers' are "
         "drawn towards each other by this share of what is between them (EASGD; 0.9 divided by the number of workers "
         "is usual). With `max_staleness` above 0.",
     )

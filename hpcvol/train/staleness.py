@@ -21,8 +21,8 @@ class Staleness:
         """Return the histograms since the last call, steps by how many.
 
         Returns:
-            `missed`: others that took effect between what a step was computed from and itself; `behind`: steps of its
-            worker's that the slowest worker had not done when it began, which `strategy.max_staleness` bounds.
+            `missed`: pushes that took effect between what a step was computed from and its own; `behind`: pushes by
+            which the slowest worker was behind its own when it began, which `strategy.max_staleness` bounds.
         """
         found = {"missed": self._missed, "behind": self._behind}
         self._missed, self._behind = Counter(), Counter()
