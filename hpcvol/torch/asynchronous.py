@@ -257,7 +257,7 @@ class AsynchronousParameters:
     @property
     def trains_apart(self) -> bool:
         """Whether workers apply optimizers of their own, and push what came of it."""
-        return self._spec.elastic_averaging > 0 or self._period > 1
+        return not self._sums.at_once
 
     @property
     def _keeps_own(self) -> bool:

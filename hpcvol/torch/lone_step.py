@@ -1,6 +1,5 @@
 """A step that one worker computes, a member or a group of them, while others are at others."""
 
-from hpcvol.elastic.bag import Bag
 from hpcvol.elastic.units import UnitSpan
 from hpcvol.errors import ModelError
 from hpcvol.torch.asynchronous import AsynchronousParameters, Pushed
@@ -21,13 +20,8 @@ class LoneStep(TeamStep):
 
     is_pushed = True
 
-    def _deal(self, spans: list[UnitSpan]) -> Bag:
-        run = self._run
-        ahead = [] if self.is_pushed else run.deal(run.units(self.index + 1))
-        run.loader.forget(but=[*run.deal(spans), *ahead])
-        bag = run.bag(spans)
-        run.loader.prefetch(ahead)
-        return bag
+    def _next_units(self) -> list[UnitSpan]:
+        return [] if self.is_pushed else super()._next_units()
 
     def _sum(self) -> bool:
         try:

@@ -717,7 +717,7 @@ class Run:
         for slow in self._slow_members.look(done.seconds, done.unit_samples):
             who = self.group.name_of(self.group.members.index(slow.member))
             (self.slow if self.grouping is None else self._slow_of_team).append((who, slow.times))
-            if self.team.rank == 0:
+            if self._speaks:
                 logger.warning(
                     "%s takes %.1f times as long for a sample as the median member%s",
                     who,

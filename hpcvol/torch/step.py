@@ -218,9 +218,13 @@ class Step:
         known = {index for indices in computed for index in indices}
         return self._deal([span for span in self._units if span.index not in known])
 
+    def _next_units(self) -> list[UnitSpan]:
+        """Return the units of the step that surely comes next. Local."""
+        return self._run.units(self.index + 1)
+
     def _deal(self, spans: list[UnitSpan]) -> Bag:
         run = self._run
-        ahead = run.known_ahead(run.units(self.index + 1))
+        ahead = run.known_ahead(self._next_units())
         run.loader.forget(but=[*run.known_ahead(spans), *ahead])
         bag = run.bag(spans)
         run.loader.prefetch(ahead)
