@@ -77,7 +77,7 @@ class Served:
         self._reducer.vector[:] = 1.0
         self._buckets = len(layout.buckets)
         self._parameters = [parameter for _, parameter in parameters]
-        gradients: Any = SimpleNamespace(layouts=[(list(range(tensors)), layout)])
+        gradients: Any = SimpleNamespace(layouts=[(list(range(tensors)), layout)], unused=frozenset())
         optimizer = torch.optim.SGD(self._parameters, LEARNING_RATE)
         self._served = ServedParameters(shards, parameters, optimizer, gradients, self._sums)
         flat = torch.from_numpy(self._reducer.vector)

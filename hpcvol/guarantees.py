@@ -258,7 +258,7 @@ def require_sharing(
         )
 
 
-def require_replaceable(*, trace: bool, share: float, robust: bool, served: bool, averaged: bool) -> None:
+def require_replaceable(*, trace: bool, share: float, robust: bool) -> None:
     """Return if members that die can be replaced in a run.
 
     Raises:
@@ -268,8 +268,6 @@ def require_replaceable(*, trace: bool, share: float, robust: bool, served: bool
         "train.trace": trace,
         "elastic.verify_share": share,
         "strategy.combine": robust,
-        'strategy.kind = "parameter_server"': served,
-        "strategy.between.period": averaged,
     }
     if found := [key for key, on in others.items() if on]:
         raise ConfigError(

@@ -1,6 +1,6 @@
 """Which member computes which units of a step, decided from what all members know."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median_low
 from typing import Literal, TypeVar
@@ -35,11 +35,13 @@ class Terms:
             one after the other; "auto": static under the exact sum, equal under the float sum.
         priorities: by member id or host, what a member's speed is multiplied by; 0 gives it no units.
         limits: by member id or host, units a step that a member gets at most.
+        idle: returns ids of members that get no units now.
     """
 
     kind: Kind = "auto"
     priorities: Mapping[str, float] = field(default_factory=dict)
     limits: Mapping[str, int] = field(default_factory=dict)
+    idle: Callable[[], Collection[int]] = field(default=tuple, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.kind not in ("auto", "equal", "static", "dynamic"):
@@ -163,7 +165,7 @@ class Dealing:
 
     def priority(self, rank: int) -> float:
         """Return the priority of the member at `rank`. Local."""
-        return self._of(self._terms.priorities, rank, 1.0)
+        return 0.0 if self.group.members[rank] in self._terms.idle() else self._of(self._terms.priorities, rank, 1.0)
 
     def limit(self, rank: int, count: int) -> int:
         """Return how many of `count` units the member at `rank` may get by the user's word. Local."""

@@ -246,6 +246,7 @@ class Membership:
             CommError: somebody died meanwhile, and the others go on without this process.
         """
         self.survives = True
+        self._abandon()
         self.group.take_over(communicator, newcomer)
         self._welcome(newcomer, catch_up)
         if not self.group.agree(True):

@@ -23,20 +23,29 @@ class Shards:
     Args:
         group: the members of the run.
         spec: how many servers, and copies.
+        joins: whether this process is to join a run, and is by itself until then.
 
     Attributes:
         group: the same.
-        servers: ids of the members that served at first.
+        servers: ids of the members that served at first, and of those that have taken the place of one.
         holders: ids by shard.
     """
 
-    def __init__(self, group: Group, spec: ParameterServer) -> None:
+    def __init__(self, group: Group, spec: ParameterServer, *, joins: bool = False) -> None:
         self.group = group
-        self.servers = spec.choose(group)
+        self._joins = joins
+        self._is_new = False
+        self.servers = group.members if joins else spec.choose(group)
         self.dedicated = spec.servers != "all"
         self._copies = 1 + spec.replicas
         number = len(self.servers)
-        self.holders = [[self.servers[(i + copy) % number] for copy in range(self._copies)] for i in range(number)]
+        copies = min(self._copies, number)
+        self.holders = [[self.servers[(i + copy) % number] for copy in range(copies)] for i in range(number)]
+
+    @property
+    def serving(self) -> tuple[int, ...]:
+        """Ids of those that hold shards and compute nothing."""
+        return self.servers if self.dedicated else ()
 
     @property
     def number(self) -> int:
@@ -87,6 +96,20 @@ class Shards:
         works = not self.dedicated or bool(members - set(self.servers))
         return works and not self.lost(leaving)
 
+    def welcome(self) -> None:
+        """Have those that are new know who serves, and serve if all do or a server has died. Collective."""
+        told = self.group.gather_objects(None if self._joins else (self.servers, self.holders))
+        known = next((one for one in told if one is not None), None)
+        if known is None:
+            return
+        self._is_new |= self._joins
+        self._joins = False
+        self.servers, self.holders = known[0], [list(held_by) for held_by in known[1]]
+        members = self.group.members
+        for member in (member for member, one in zip(members, told, strict=True) if one is None):
+            if not self.dedicated or len(set(self.servers).intersection(members)) < self.number:
+                self.servers = (*self.servers, member)
+
     def settle(self, held: Collection[int], layouts: Sequence[Layout]) -> None:
         """Find out who really holds what, after members have changed. Collective.
 
@@ -106,7 +129,8 @@ class Shards:
                 for shard in range(self.number)
                 if all(part.start == part.stop for portion in portions for part in portion[shard])
             }
-        told = group.gather_objects((self.holders, sorted(empty.union(held))))
+        told = group.gather_objects((self.holders, sorted(empty.union(() if self._is_new else held))))
+        self._is_new = False
         listed = told[0][0]  # a try that failed half way may have left others elsewhere
         members = group.members
         for shard in range(self.number):
@@ -170,7 +194,7 @@ class ServedSums(AllReduce):
             assert self._codec is not None
             assert not isinstance(self._codec, LowRank)
             shared = self._shared_by_several(vector)
-            serving = self._shards.servers if self._shards.dedicated else ()
+            serving = self._shards.serving
             workers = [rank for rank, member in enumerate(self.group.members) if member not in serving]
             return HeldEncoded(
                 self.group,

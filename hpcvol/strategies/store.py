@@ -179,6 +179,11 @@ class Store:
         """How many letters and parcels this member has sent, since members changed last."""
         return self._mailbox.letters, self._mailbox.parcels
 
+    @property
+    def has_lost(self) -> bool:
+        """Whether a member has died that was there when members changed last. Local."""
+        return bool(self._mailbox.failed)
+
     def begin(
         self, workers: Sequence[int], first: int, until: int, done: Collection[int] = (), stride: int = 1
     ) -> None:
@@ -321,7 +326,7 @@ class Store:
         first = applied + 1 - sum(one.number <= applied for one in numbered)
         self.salvaged = {place: replace(one, number=place) for place, one in enumerate(numbered, first)}
         for number, one in self.salvaged.items():
-            if number > server.applied and self.parts:
+            if number > server.applied and self.parts and self._begun:
                 server.apply(one)
         self.version = max(applied, *self.salvaged) if self.salvaged else applied
         if self._unsettled is not None:

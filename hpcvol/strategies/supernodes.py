@@ -7,7 +7,7 @@ References:
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -91,7 +91,8 @@ class Grouping:
     Args:
         group: all members.
         spec: what they form; None: each is a group of its own.
-        apart: ids of members that belong to no group.
+        apart: returns ids of members that belong to no group now.
+        joins: whether this process is to join a run, and is by itself until then.
 
     Attributes:
         team: the members of this one's group; of one that belongs to none, itself.
@@ -102,18 +103,25 @@ class Grouping:
         ConfigError: there are fewer members than groups; on all of them.
     """
 
-    def __init__(self, group: "Group", spec: Supernodes | None, apart: Collection[int] = ()) -> None:
+    def __init__(
+        self,
+        group: "Group",
+        spec: Supernodes | None,
+        apart: Callable[[], Collection[int]] = tuple,
+        *,
+        joins: bool = False,
+    ) -> None:
         self._group = group
         self._spec = spec
-        self._apart = frozenset(apart)
+        self._apart = apart
         workers = len(self._workers())
-        if not workers:
+        if not workers and not joins:
             raise ConfigError(
                 "there is no worker: all members are servers, or have a priority of 0 in elastic.priorities; let at "
                 "least one of them compute",
                 everywhere=True,
             )
-        if spec is not None and isinstance(spec.groups, int) and spec.groups > workers:
+        if spec is not None and isinstance(spec.groups, int) and spec.groups > workers and not joins:
             raise ConfigError(
                 f"strategy.groups = {spec.groups} of {workers} members that compute: ask for at most as many groups as "
                 "there are of these",
@@ -141,17 +149,18 @@ class Grouping:
         self._look()
 
     def _workers(self) -> list[int]:
-        return [rank for rank, member in enumerate(self._group.members) if member not in self._apart]
+        apart = set(self._apart())
+        return [rank for rank, member in enumerate(self._group.members) if member not in apart]
 
     def _color(self) -> int:
         """Return what is the same on the members of a group. Collective."""
         rank, workers = self._group.rank, self._workers()
-        color = rank if self._spec is None else self._spec.color(self._group, workers)
+        color = rank if self._spec is None or not workers else self._spec.color(self._group, workers)
         return 2 * color if rank in workers else 2 * rank + 1
 
     def _look(self) -> None:
-        told = self._group.gather_objects(self.team.members)
-        self.teams = [team for team in dict.fromkeys(told) if team[0] not in self._apart]
+        told, apart = self._group.gather_objects(self.team.members), set(self._apart())
+        self.teams = [team for team in dict.fromkeys(told) if team[0] not in apart]
         self.index = self.teams.index(self.team.members) if self.team.members in self.teams else -1
         self._shares = [float(len(team)) for team in self.teams]
 

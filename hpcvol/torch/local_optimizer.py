@@ -67,7 +67,7 @@ class LocalOptimizer:
     def gather(self, shards: Shards, *, here: bool) -> None:
         """Give the user's optimizer the mean of all workers' states, from which they go on. Collective."""
         del here
-        if shards.dedicated and self._group.members[self._group.rank] in shards.servers:
+        if self._group.members[self._group.rank] in shards.serving:
             self._optimizer.state.clear()  # it was loaded, or given here last, and has not been used since
         with tracing.span("unite"), torch.no_grad():
             unite_states(self._group, self._parameters, self._optimizer, self._sum)

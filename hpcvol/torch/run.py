@@ -184,6 +184,8 @@ class Run:
         settings: Settings,
         group: Group,
         device: torch.device,
+        *,
+        joins: bool = False,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -207,8 +209,8 @@ class Run:
                 check_served(self.parameters, None if settings.workers_train_apart else optimizer)
         self.facts = self._facts(len(samples))
         agree_on(group, self.facts, "make the same model, optimizer and run on every member")
-        self.shards = None if settings.servers is None else Shards(group, settings.servers)
-        self.grouping = self._form_groups()
+        self.shards = None if settings.servers is None else Shards(group, settings.servers, joins=joins)
+        self.grouping = self._form_groups(joins)
         self.team = group if self.grouping is None else self.grouping.team
         strategy = VerifiedAllReduce if settings.verify_share else AllReduce
         combination = parse(settings.combine)
@@ -253,6 +255,8 @@ class Run:
                 ", ".join(map(repr, unknown)),
             )
         self.served, self.asynchronous = self._serve(), self._serve_asynchronously()
+        if joins and self.asynchronous is not None:
+            self.asynchronous.store.close()  # nobody asks it for anything yet
         self.counted: list[CountedStep] = []
         self.broadcast_model()
         self.membership.add(self)
@@ -320,6 +324,8 @@ class Run:
         """Yield the steps of this member's group; at the end of each round all members have all that counts."""
         spec = self.settings.supernodes
         assert spec is not None
+        if self.replacing is not None:
+            self.replacing.between_steps()
         self.counted = []
         meets = False
         while self.step < until and not meets:
@@ -371,6 +377,8 @@ class Run:
 
     def _lone_steps(self, served: AsynchronousParameters, until: int) -> Iterator[Step]:
         """Yield the steps that this member is to compute; at the end all members have all that counts."""
+        if self.replacing is not None:
+            self.replacing.between_steps()
         self._warn_about_idle_workers()
         self._warn_about_idle_groups(until)
         self.counted = []
@@ -496,8 +504,7 @@ class Run:
         if (shards := self.shards) is not None:
             held = {one: [i for i, by in enumerate(shards.holders) if one in by] for one in self.group.members}
             found["shards"] = {str(member): ids for member, ids in held.items() if ids}
-            serving = shards.servers if shards.dedicated else ()
-            found["computes"] = [member for member in self.group.members if member not in serving]
+            found["computes"] = [member for member in self.group.members if member not in shards.serving]
         return found
 
     def units(self, index: int) -> list[UnitSpan]:
@@ -582,18 +589,18 @@ class Run:
         Args:
             here: whether on this member: a state takes memory.
         """
-        shards, served = self.shards, self.served or self.asynchronous
         self._check_together("run.gather_optimizer")
         if self.rounds is not None:
             self.membership.attempt(self.rounds.unite)
             self.rounds.take()
+        if self.shards is not None:
+            self.membership.attempt(lambda: self.gather_shards(here=here))
 
-        def gather() -> None:
-            if shards is not None and served is not None:
-                served.optimizer.gather(shards, here=here)
-
-        if served is not None:
-            self.membership.attempt(gather)
+    def gather_shards(self, *, here: bool) -> None:
+        """As `gather_optimizer` of what servers have, once. Collective."""
+        served = self.served or self.asynchronous
+        if self.shards is not None and served is not None:
+            served.optimizer.gather(self.shards, here=here)
 
     def abandon(self) -> None:
         """As `hpcvol.elastic.membership.Part`."""
@@ -624,6 +631,8 @@ class Run:
     def rebuild(self) -> None:
         """As `hpcvol.elastic.membership.Part`."""
         self.loader.forget()
+        if self.shards is not None:
+            self.shards.welcome()
         if self.rounds is not None:
             self.rounds.restore()
         if self.grouping is not None:
@@ -777,14 +786,16 @@ class Run:
         units = self.batching.units_per_step
         return ExactGradients(self.parameters, lambda terms, dtype: ExactSum(terms, units, sums, self.device, dtype))
 
-    def _form_groups(self) -> Grouping | None:
-        spec, shards = self.settings.supernodes, self.shards
+    def _form_groups(self, joins: bool) -> Grouping | None:
+        spec, group = self.settings.supernodes, self.group
         if self.settings.is_asynchronous:
-            assert shards is not None
-            dealing = Dealing(self.group, self.settings.dealing)
-            idle = {member for rank, member in enumerate(self.group.members) if not dealing.priority(rank)}
-            return Grouping(self.group, spec, idle.union(shards.servers if shards.dedicated else ()))
-        return Grouping(self.group, spec) if spec is not None and spec.average else None
+            dealing = Dealing(group, self._without_servers(self.settings.dealing))
+
+            def apart() -> list[int]:
+                return [member for rank, member in enumerate(group.members) if not dealing.priority(rank)]
+
+            return Grouping(group, spec, apart, joins=joins)
+        return Grouping(group, spec, joins=joins) if spec is not None and spec.average else None
 
     def _make_rounds(self) -> Rounds | None:
         spec, settings, group = self.settings.supernodes, self.settings, self.group
@@ -827,15 +838,16 @@ class Run:
 
     def _without_servers(self, terms: Terms) -> Terms:
         """Return the terms where servers that do nothing else get no units."""
-        if self.shards is None or not self.shards.dedicated:
-            return terms
-        return replace(terms, priorities={**terms.priorities, **{str(one): 0.0 for one in self.shards.servers}})
+        return replace(terms, idle=self._serving)
+
+    def _serving(self) -> tuple[int, ...]:
+        """Return ids of servers that do nothing else."""
+        return () if self.shards is None else self.shards.serving
 
     @property
     def num_workers(self) -> int:
         """How many members compute units."""
-        serving = self.shards.servers if self.shards is not None and self.shards.dedicated else ()
-        return len(set(self.group.members).difference(serving))
+        return len(set(self.group.members).difference(self._serving()))
 
     def check_gradients(self, step: Step) -> None:
         """Refuse what the float sum lets through: the exact sum has looked at every term."""

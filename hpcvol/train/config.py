@@ -504,13 +504,7 @@ class Config(_Section):
                 weighed=bool(self.elastic.priorities or self.elastic.limits),
             )
             if self.elastic.refill or self.elastic.spares:
-                require_replaceable(
-                    trace=self.train.trace,
-                    share=self.elastic.verify_share,
-                    robust=robust,
-                    served=servers is not None,
-                    averaged=supernodes is not None and supernodes.average,
-                )
+                require_replaceable(trace=self.train.trace, share=self.elastic.verify_share, robust=robust)
         except ConfigError as error:
             raise ValueError(str(error)) from None
         return self

@@ -235,7 +235,8 @@ class Trainer:
             config.strategy.as_servers(),
             config.strategy.as_supernodes(),
         )
-        self.run = Run(model, optimizer, self._data.train, settings, group, device)
+        joins = self._invited is not None
+        self.run = Run(model, optimizer, self._data.train, settings, group, device, joins=joins)
         if train.patience is not None and self._data.val is None:
             raise ConfigError(
                 f"train.patience = {train.patience} stops by the validation loss, and there are no samples to validate "
@@ -345,6 +346,7 @@ class Trainer:
         self._ledger.sync()  # a newcomer of another host may have to go on with what is there
         run.buffers.prepare()
         run.broadcast_model()
+        run.gather_shards(here=run.is_first)
         optimizer = spread(group, run.optimizer.state_dict(), 0)
         ours = None
         if run.is_first:
@@ -531,7 +533,9 @@ class Trainer:
         """Have all meet where that is due. Local; also while this member waits."""
         self._leave_if_asked(stop)
         due = self.run.is_first and self._cadence.can_wait and self._cadence.due(self.run.step)
-        if stop.requested or stop.ends or due:
+        served = self.run.asynchronous
+        missed = self.run.replacing is not None and served is not None and served.store.has_lost
+        if stop.requested or stop.ends or due or missed:
             self.run.meet()
 
     def _after(self, steps: Sequence[Step | CountedStep], stop: StopRequest) -> bool | None:

@@ -48,7 +48,7 @@ def test_servers_belong_to_no_group(group: Group) -> None:
     apart = group.members[1]
     workers = [member for member in group.members if member != apart]
     for spec, wanted in ((None, [(one,) for one in workers]), (Supernodes("node"), [tuple(workers)])):
-        grouping = Grouping(group, spec, [apart])
+        grouping = Grouping(group, spec, lambda: [apart])
         for _ in range(2):
             assert grouping.teams == wanted
             assert (grouping.index, grouping.team.size == 1) == (
@@ -59,4 +59,4 @@ def test_servers_belong_to_no_group(group: Group) -> None:
             grouping.rebuild()
         grouping.team.close()
     with pytest.raises(ConfigError, match=f"strategy.groups = {group.size} of {group.size - 1} members that compute"):
-        Grouping(group, Supernodes(group.size), [apart])
+        Grouping(group, Supernodes(group.size), lambda: [apart])

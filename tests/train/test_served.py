@@ -40,7 +40,6 @@ def test_a_checkpoint_is_that_of_any_strategy(group: Group, shared_project: Proj
         ((*SERVED, "strategy.replicas=-1"), "strategy.replicas"),
         ((*SERVED, "elastic.verify_share=0.5"), "does not go together with elastic.verify_share"),
         ((*SERVED, "train.sum=float", "strategy.codec=auto"), "encoded by itself"),
-        ((*SERVED, "elastic.spares=1"), "elastic.spares and elastic.refill do not go together with strategy.kind"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_starts(

@@ -17,6 +17,7 @@ from hpcvol.comm.reserve import require_members
 from hpcvol.errors import ConfigError
 from hpcvol.train.config import load_config
 from hpcvol.train.ledger_account import credit, read_account, verify_lines
+from hpcvol.train.verify import verify_run
 
 SECONDS = 240.0
 STEPS = 12
@@ -84,6 +85,65 @@ def test_the_run_ends_as_a_quiet_one(plan: str, project: Project, run_program: R
     assert not list(verify_lines(account))
     credited = {int(name.split()[1]) for name in credit(account)}
     assert credited >= {0, *joined} - {member for member, *_ in strikes}
+
+
+SERVED = ("strategy.kind=parameter_server", "strategy.replicas=1")
+STALE = ("train.sum=float", "strategy.max_staleness=inf")
+# What shares the work, how many of the ranks are spares, who is struck where, and who has to have joined at the end.
+WAYS: dict[str, tuple[tuple[str, ...], int, int, list[list[Any]], list[int]]] = {
+    "both servers, one after the other": (
+        (*SERVED, "strategy.servers=2"),
+        6,
+        2,
+        [[1, "optimizer", 3], [2, "pull", 7]],
+        [4, 5],
+    ),
+    "groups that push": (
+        (*SERVED, *STALE, "strategy.groups=2"),
+        6,
+        2,
+        [[0, "push", 2], [3, "gather records", 4]],
+        [4, 5],
+    ),
+    "elastic averaging every two steps": (
+        (*SERVED, *STALE, "strategy.groups=2", "strategy.between.period=2", "strategy.elastic_averaging=0.3"),
+        4,
+        1,
+        [[2, "local optimizer", 3]],
+        [3],
+    ),
+    "supernodes": (
+        ("train.sum=float", "strategy.groups=2", "strategy.between.period=2", "strategy.between.codec=topk:0.5"),
+        5,
+        1,
+        [[2, "backward", 3]],
+        [4],
+    ),
+}
+
+
+@outliving
+@pytest.mark.limit_seconds(600)
+@pytest.mark.parametrize("way", WAYS)
+def test_spares_take_places_whoever_has_the_parameters(way: str, project: Project, run_program: RunProgram) -> None:
+    keys, ranks, spares, strikes, joined = WAYS[way]
+    more = (*keys, f"elastic.spares={spares}", "checkpoint.every_steps=3")
+    ended = train(project, run_program, "struck", ranks, *more, **struck(project, strikes))
+    said = ended.stdout + ended.stderr
+    assert ended.returncode == 0, said
+    for member, point, _ in strikes:
+        assert (project.folder / f"struck-{member}-{point.replace(' ', '_')}").exists(), f"{point} was not reached"
+    assert [int(member) for member in re.findall(r"member (\d+) \([^)]*\) has joined", said)] == joined, said
+    if "train.sum=float" not in keys:
+        assert project.train("quiet", f"train.steps={STEPS}")
+        assert what_decides(project.summary("struck")) == what_decides(project.summary("quiet"))
+    found = verify_run(project.folder / "struck")
+    assert (found.damaged, found.notes) == ([], [])
+    ledger = [json.loads(line) for line in (project.folder / "struck" / "ledger.jsonl").read_text().splitlines()]
+    versions = [line for line in ledger if "event" not in line]
+    assert [line["version"] for line in versions] == list(range(1, STEPS + 1))
+    if "strategy.servers=2" not in keys:  # there they take the places of servers
+        assert {str(joined[-1])} & {member for line in versions for member in line["members"]}
 
 
 @outliving
