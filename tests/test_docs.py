@@ -116,7 +116,8 @@ def test_parameter_server(type_in: Type) -> None:
     told = type_in(blocks("parameter-server", "sh"))
     served, apart = re.findall(r"^weights_sha256 (\w+)", told, re.M)[:2]
     assert served == apart
-    assert told.count("complete: ") == 3
+    assert told.count("complete: ") == 4
+    assert "2 supernodes of 4 members" in told
 
 
 def test_supernodes(type_in: Type) -> None:

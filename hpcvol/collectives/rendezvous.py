@@ -7,6 +7,7 @@ import numpy as np
 
 from hpcvol.comm.agreement import together
 from hpcvol.comm.calls import Call
+from hpcvol.comm.faults import explain
 from hpcvol.comm.group import Group
 from hpcvol.comm.vectors import Vector
 from hpcvol.errors import MismatchError
@@ -46,9 +47,12 @@ def go_on(group: Group, stage: int, again: Callable[[int], int], until: int) -> 
         return
     try:
         group.waiting.until(ended, group.poll)
-    except BaseException:
+    except BaseException as error:
         group.calls.abandoned = True
-        raise
+        told = explain(group, error)
+        if told is None:
+            raise
+        raise told from error
 
 
 def compiled(group: Group, compile_kernels: Callable[[], None]) -> None:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hpcvol.comm.faults import letting_nobody_wait
+
 if TYPE_CHECKING:
     from hpcvol.comm.group import Group
 
@@ -26,7 +28,8 @@ class Carriers:
 def find_carriers(group: "Group") -> Carriers:
     """Return the carriers of `group`. Collective: a small gather and a split."""
     node = group.node
-    firsts: list[tuple[int, int]] = group.communicator.allgather((node.members[0], node.size))
+    with letting_nobody_wait(group.communicator):
+        firsts: list[tuple[int, int]] = group.communicator.allgather((node.members[0], node.size))
     sizes = dict(firsts)
     number = min(sizes.values())
     if len(sizes) == 1:

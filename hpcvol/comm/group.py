@@ -180,7 +180,7 @@ class Group:
             color: zero or more.
             key: where in the new group this rank wants to be.
         """
-        with self.calling(Call.of("split")):
+        with self.calling(Call.of("split")), letting_nobody_wait(self.communicator):
             return Group(self.communicator.Split(color, key), self._member)
 
     def become_part(self, whole: "Group", color: int) -> None:
@@ -189,7 +189,7 @@ class Group:
         Raises:
             LostMemberError: as `take_over`.
         """
-        with whole.calling(Call.of("split")):
+        with whole.calling(Call.of("split")), letting_nobody_wait(whole.communicator):
             communicator = whole.communicator.Split(color)
         self.take_over(communicator)
 
@@ -204,7 +204,8 @@ class Group:
 
     def part(self, color: int) -> "Group":
         """Return the ranks that gave the same `color` as a part of this group: used in its calls only. Collective."""
-        return Group(self.communicator.Split(color), self._member, self)
+        with letting_nobody_wait(self.communicator):
+            return Group(self.communicator.Split(color), self._member, self)
 
     def barrier(self) -> None:
         """Wait until all ranks are here."""
@@ -349,7 +350,8 @@ class Group:
         with self.calling(Call.of("split")):
             if self.reserve is not None:
                 return self.reserve.regroup(leaves=self._member in leaving)
-            return self.communicator.Split(MPI.UNDEFINED if self._member in leaving else 0)
+            with letting_nobody_wait(self.communicator):
+                return self.communicator.Split(MPI.UNDEFINED if self._member in leaving else 0)
 
     def take_over(self, communicator: "MPI.Comm", member: int | None = None) -> None:
         """Go on over `communicator`, in place of the one so far: as after `shrink`. Collective over it.

@@ -113,8 +113,7 @@ def _share(node: "Group", segment: Segment | None, trouble: str) -> SharedMemory
         mine = _Descriptor(None, -1, b"", 0, trouble)
     else:
         mine = _Descriptor(Process.current(), segment.fd, segment.number, segment.memory.size)
-    gather = node.communicator.allgather
-    descriptors: list[_Descriptor] = gather(mine)
+    descriptors: list[_Descriptor] = _gather(node, mine)
     of: list[Bytes] = []
     if not any(descriptor.trouble for descriptor in descriptors):
         try:
@@ -123,11 +122,19 @@ def _share(node: "Group", segment: Segment | None, trouble: str) -> SharedMemory
                 of.append(segment.memory if segment is not None and is_mine else _open(descriptor))
         except OSError as error:
             trouble = f"cannot open that of {node.name_of(len(of))}: {error}"
-    troubles: list[str] = gather(trouble)
+    troubles: list[str] = _gather(node, trouble)
     if segment is None or any(troubles):
         _tell_once(node, troubles)
         return None
     return SharedMemory(segment, tuple(of), tuple(d.process for d in descriptors if d.process is not None))
+
+
+def _gather(node: "Group", mine: Any) -> list[Any]:
+    from hpcvol.comm.faults import letting_nobody_wait  # which imports the calls of groups, whose boards are shared
+
+    with letting_nobody_wait(node.communicator):
+        found: list[Any] = node.communicator.allgather(mine)
+    return found
 
 
 def _tell_once(node: "Group", troubles: list[str]) -> None:

@@ -20,6 +20,7 @@ from hpcvol.comm import ending
 from hpcvol.comm.accounts import Account, account_from
 from hpcvol.comm.answers import PROCESS_SECONDS, Answers, Load, row_from_wire
 from hpcvol.comm.calls import Calls, Progress, Row, live_calls, locate_with
+from hpcvol.comm.faults import letting_nobody_wait
 from hpcvol.comm.group import Group
 from hpcvol.comm.peers import Peer, Peers, in_threads, new_token
 from hpcvol.comm.report import Case, everything, missing_ranks, notice, report
@@ -120,14 +121,16 @@ class Watch:
 
     def meet(self, world: Group) -> None:
         """Get to know all members. Collective over them."""
-        token = world.communicator.bcast(self._token or new_token())
+        with letting_nobody_wait(world.communicator):
+            token = world.communicator.bcast(self._token or new_token())
         if self._token is None:
             self._token = token
             with suppress(OSError):  # no network at all: then no other host either, and the boards tell most
                 self._service = StatusService(token, self._answers.answer)
         port = self._service.port if self._service is not None else 0
         me = Peer.current(world.members[world.rank], port, self._stack_file.fd)
-        self._peers = self._answers.peers = Peers(token, me, world.communicator.allgather(me))
+        with letting_nobody_wait(world.communicator):
+            self._peers = self._answers.peers = Peers(token, me, world.communicator.allgather(me))
 
     def close(self) -> None:
         """End the threads."""

@@ -177,7 +177,9 @@ class Membership:
             return function()
         result, error = _try(function)
         if tells_of_loss(error):
-            self._abandon()  # some may still be in what others have left
+            # Some may still be in what others have left, and wait for those of them that live.
+            self.group.give_up()
+            self._abandon()
         if self.group.agree(not tells_of_loss(error)):
             if error is not None:
                 raise error
@@ -220,6 +222,8 @@ class Membership:
         self._settled.clear()
         try:
             _, error = _try(welcome)
+            if tells_of_loss(error):
+                self.group.give_up()
             if not self.group.agree(not tells_of_loss(error)):
                 # Some count the newcomer as a member already, and it is missed by none.
                 self._set_up(self.group.shrink, {newcomer})
@@ -407,6 +411,7 @@ class Membership:
                 self._abandon()
                 _, error = _try(begin_again)
                 if tells_of_loss(error):
+                    group.give_up()
                     self._abandon()
                 if group.agree(not tells_of_loss(error)):
                     break

@@ -42,6 +42,7 @@ class Feedback:
         self._placed: tuple[tuple[slice, ...], Floats, int, bool] | None = None
         self._inheritance: tuple[set[int], Floats] | None = None
         self._begun = False
+        self._taken = 0  # how often what was prepared was taken up
 
     def place(self, group: Group, parts: Sequence[slice], factors_numel: int, *, owns: bool) -> None:
         """Keep from the next step on the residual of `parts`. Collective; may be called again where it failed.
@@ -56,8 +57,13 @@ class Feedback:
         """
         parts = tuple(parts)
         self._begun = False
-        if not all(group.gather_objects(self._placed is not None)):
+        prepared = group.gather_objects((self._taken, self._placed is not None))
+        last = max(taken for taken, _ in prepared)
+        if self._taken < last:
             self._settle()  # somebody has taken up what was prepared last, so that it came to its end on all
+        elif not all(is_placed for _, is_placed in prepared):
+            self._placed = None  # it failed on some
+        self._taken = last
         heirs, mine = self._inheritance or (set(), None)
         here = not heirs & set(group.members)
         moved = self._residual.size > 0 and self._parts != parts
@@ -154,6 +160,7 @@ class Feedback:
         self._next = np.empty_like(self._residual)
         self._factors, self._next_factors = np.zeros(factors_numel, self._dtype), np.empty(factors_numel, self._dtype)
         self._placed = self._inheritance = None
+        self._taken += 1
 
     def _whole(self) -> Floats:
         """Return this member's residual with zeros for all that it has nothing of."""

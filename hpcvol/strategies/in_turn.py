@@ -5,8 +5,10 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from hpcvol.comm import Group, threads_may_communicate
+from hpcvol.comm.faults import tells_of_loss
 from hpcvol.comm.waiting import POLL_SECONDS, Spinning
 from hpcvol.errors import CommError
 
@@ -107,6 +109,9 @@ class InTurn:
                 job()
         except BaseException as error:
             self._error = error
+            if tells_of_loss(error):  # others may wait for this member's part, and nobody waits for the error yet
+                with suppress(RuntimeError):  # it was abandoned meanwhile
+                    self.group.give_up()
         with self._changed:
             self._done += 1
             self._changed.notify_all()

@@ -244,6 +244,8 @@ class Store:
 
         Nobody gets further steps, and all meet.
         """
+        if self._abandoned:
+            return  # they meet already
         self._write(self._head, "give up")
         self._write(self._head, "claim")
         with suppress(LostMemberError):  # they will not: the head has died too, or they meet already

@@ -55,4 +55,6 @@ def install() -> None:
     if environment.variable("ON_TWO_HOSTS"):
         import two_hosts
 
-        two_hosts.pretend()
+        import hpcvol.torch.start  # noqa: F401 - all that asks which host this is
+
+        two_hosts.pretend(MEMBER, int(environment.variable("OMPI_COMM_WORLD_SIZE") or 1))

@@ -73,7 +73,6 @@ PLANS: dict[str, tuple[str, list[list[Any]]]] = {
     "one of a group, as it sums": ('[1, 0, "inf", 2]', [[2, "gather records", 4]]),
     "who speaks for a group, as it pushes": ('["all", 1, "inf", 2]', [[2, "push", 5]]),
     "of groups, as they wait for parameters": ('["all", 2, "1", 2, 3]', [[3, "claim", 3], [0, "claim", 4]]),
-    "a whole group in its round": ('["all", 2, "inf", 2, 4]', [[2, "backward", 7], [3, "backward", 7]]),
     "one of a group on two hosts": ('["all", 1, "inf", 1]', [[3, "forward", 9]]),
     "as they meet": ('["all", 2, "inf"]', [[1, "meet", 1], [2, "meet", 2]]),
 }

@@ -126,13 +126,12 @@ def test_units_that_the_dead_had_taken_are_computed(
 # Members 0 and 1 are on one host, 2 and 3 on the other: gradients go between hosts while units are computed.
 BETWEEN_HOSTS: dict[str, tuple[str, str, list[list[Any]]]] = {
     "exact: as the other of its host has computed": ("exact", "none", [[3, "forward", 11]]),
-    "float: as the other of its host has computed": ("float", "none", [[3, "forward", 3]]),
     "exact: the first one, then one of the other host": (
         "exact",
         "none",
         [[0, "forward", 8], [2, "all-reduce sum", 5]],
     ),
-    "all serve, with a copy": ("exact", '["all", 1]', [[3, "forward", 11], [1, "pull", 4]]),
+    "two serve, with a copy": ("exact", "[2, 1]", [[3, "all-reduce sum", 4], [1, "pull", 5]]),
     "float, all serve, with a copy": ("float", '["all", 1]', [[2, "forward", 3]]),
 }
 

@@ -105,13 +105,6 @@ WAYS: dict[str, tuple[tuple[str, ...], int, int, list[list[Any]], list[int]]] = 
         [[0, "push", 2], [3, "gather records", 4]],
         [4, 5],
     ),
-    "elastic averaging every two steps": (
-        (*SERVED, *STALE, "strategy.groups=2", "strategy.between.period=2", "strategy.elastic_averaging=0.3"),
-        4,
-        1,
-        [[2, "local optimizer", 3]],
-        [3],
-    ),
     "supernodes": (
         ("train.sum=float", "strategy.groups=2", "strategy.between.period=2", "strategy.between.codec=topk:0.5"),
         5,
