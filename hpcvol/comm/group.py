@@ -51,7 +51,8 @@ class Group:
         members: member id by rank. Ids are given once, at the start, and never reused; a split keeps them.
         node: the ranks of this group that share memory with this one (this group itself where all of them do).
         calls: the collective calls made so far, where the other ranks of the node can see them.
-        kept: what algorithms keep for this group from one call to the next, by their names.
+        kept: what algorithms keep for this group from one call to the next, by their names; what has a `close` is
+            closed with the group, collectively.
     """
 
     def __init__(self, communicator: "MPI.Comm", member: int, whole: "Group | None" = None) -> None:
@@ -380,6 +381,9 @@ class Group:
             return
         for part in self._family()[1:]:
             part.calls.abandoned |= self.calls.abandoned
+        for one in self.kept.values():
+            if hasattr(one, "close"):
+                one.close()
         if self._carriers is not None and self._carriers.peers is not None:
             self._carriers.peers.close()
         if self.node is not self:

@@ -53,7 +53,7 @@ class InTurn:
         self._done = 0
         self._changed = threading.Condition()
         self._error: BaseException | None = None
-        self._abandoned = False
+        self._ended = False
         self._thread: threading.Thread | None = None
 
     def give(self, job: Job) -> None:
@@ -88,11 +88,25 @@ class InTurn:
 
         Whoever uses a group's turns calls it; the first call counts.
         """
-        if self._abandoned:
+        if self._ended:
             return
-        self._abandoned = True
+        self._ended = True
         self._waiting.given_up = True
         self.group.abandon()
+        self._end_thread()
+
+    def close(self) -> None:
+        """End the thread, and let jobs that are not done fail. Collective; of no use after that."""
+        if not self._ended:
+            self._ended = True
+            self.give_up()
+            self._end_thread()
+            if (
+                self._error is None
+            ):  # else others may be at another place, where messages of this group are on their way
+                self.group.close()
+
+    def _end_thread(self) -> None:
         if self._thread is not None:
             self._jobs.put(None)
             self._thread.join()

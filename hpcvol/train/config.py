@@ -6,6 +6,7 @@ that the rest of the library never asks where a path came from. This file import
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -247,9 +248,6 @@ class TrainConfig(_Section):
         return self
 
 
-_OF_SERVERS = ("servers", "replicas", "max_staleness", "rate_by_staleness", "compensation", "elastic_averaging", "pull")
-
-
 class BetweenConfig(_Section):
     """What groups of members do with each other."""
 
@@ -345,12 +343,21 @@ class StrategyConfig(_Section):
         Raises:
             ConfigError: what is said of servers cannot be.
         """
-        said = {name: getattr(self, name) for name in _OF_SERVERS}
+        said = ParameterServer(
+            servers=self.servers,
+            replicas=self.replicas,
+            max_staleness=self.max_staleness,
+            rate_by_staleness=self.rate_by_staleness,
+            compensation=self.compensation,
+            elastic_averaging=self.elastic_averaging,
+            pull=self.pull,
+        )
         if self.kind == "parameter_server":
-            return ParameterServer(**said)
-        if any(value != StrategyConfig.model_fields[name].default for name, value in said.items()):
+            return said
+        if said != ParameterServer():
+            names = [field.name for field in fields(said)]
             raise ConfigError(
-                f"strategy.{', '.join(_OF_SERVERS[:-1])} and {_OF_SERVERS[-1]} are for strategy.kind = "
+                f"strategy.{', '.join(names[:-1])} and {names[-1]} are for strategy.kind = "
                 '"parameter_server", and kind is "all_reduce": set kind, or leave them out'
             )
         return None

@@ -41,17 +41,34 @@ def keys_read(source: str) -> Iterator[tuple[str, str]]:
                 yield annotated.get(receiver, receiver), node.attr
 
 
+def keys_passed_on(source: str) -> Iterator[tuple[str, str]]:
+    """Yield (section, key) for each `self.key` in a method of a section that makes another value of it: `as_…`."""
+    sections = {model.__name__: name for name, model in SECTIONS.items()}
+    for section in ast.walk(ast.parse(source)):
+        if isinstance(section, ast.ClassDef) and section.name in sections:
+            for method in section.body:
+                if isinstance(method, ast.FunctionDef) and method.name.startswith("as_"):
+                    yield from (
+                        (sections[section.name], key)
+                        for receiver, key in keys_read(ast.unparse(method))
+                        if receiver == "self"
+                    )
+
+
 def test_the_search_sees_reads_and_nothing_else() -> None:
     source = (
         "def f(o: OptimizerConfig):\n    self.config.train.seed; train.steps; o.name; other.batch_size; 'train.sum'"
     )
     known = {(section, key) for section, model in SECTIONS.items() for key in model.model_fields}
     assert set(keys_read(source)) & known == {("train", "seed"), ("train", "steps"), ("optimizer", "name")}
+    source = "class TrainConfig:\n    def as_x(self): return self.seed\n    def check(self): return self.steps"
+    assert set(keys_passed_on(source)) == {("train", "seed")}
 
 
 def test_every_key_is_read() -> None:
     files = [file for file in (ROOT / "hpcvol").rglob("*.py") if file.name != "config.py"]
     read = {pair for file in files for pair in keys_read(file.read_text(encoding="utf-8"))}
+    read |= set(keys_passed_on(Path(config.__file__).read_text(encoding="utf-8")))
     unread = [
         f"{name}.{key}" for name, model in SECTIONS.items() for key in model.model_fields if (name, key) not in read
     ]
