@@ -41,8 +41,9 @@ from hpcvol.comm import Group
 from hpcvol.comm import start as start_mpi
 from hpcvol.strategies.reducer import BUCKET_NBYTES
 from hpcvol.torch.readiness import Readiness
-from hpcvol.torch.run import Run, Settings
+from hpcvol.torch.run import Run
 from hpcvol.torch.samples import open_samples
+from hpcvol.torch.settings import Settings
 
 LAB = Path(__file__).resolve().parent.parent / "tests" / "lab"
 SLOW, FAST, DELAY = 200e6, 1e9, 0.001  # bit/s, bit/s, s

@@ -1,153 +1,51 @@
 """A run: one model trained by all members, step by step."""
 
-import inspect
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from hpcvol import tracing
-from hpcvol.codecs import AnyCodec, Momentum
-from hpcvol.codecs import parse as parse_codec
-from hpcvol.collectives import Algorithm
-from hpcvol.comm import Group, doing, together
-from hpcvol.comm.doing import ROUND
+from hpcvol.comm import Group, together
 from hpcvol.elastic.bag import Bag
 from hpcvol.elastic.claiming import dealing_of
 from hpcvol.elastic.dealing import Dealing, Done, Terms
-from hpcvol.elastic.membership import MembersChanged, Membership, Replacing
+from hpcvol.elastic.membership import Membership, Replacing
 from hpcvol.elastic.speed import SlowMembers
 from hpcvol.elastic.units import Batching, UnitSpan, merge
-from hpcvol.errors import CheckpointError, ConfigError, LostMemberError, ModelError
-from hpcvol.guarantees import require, require_dealing, require_sharing, require_units, require_verifiable
+from hpcvol.errors import CheckpointError, ModelError
+from hpcvol.guarantees import require_units
 from hpcvol.strategies.allreduce import AllReduce
 from hpcvol.strategies.combinations import parse
-from hpcvol.strategies.parameter_server import ParameterServer
-from hpcvol.strategies.reducer import BUCKET_NBYTES
-from hpcvol.strategies.sequencer import Version
 from hpcvol.strategies.shards import ServedSums, Shards
-from hpcvol.strategies.supernodes import Grouping, Supernodes
+from hpcvol.strategies.supernodes import Grouping
 from hpcvol.strategies.verified_exact import VerifiedAllReduce
-from hpcvol.torch.asynchronous import AsynchronousParameters, OwnSums, counted
+from hpcvol.torch.apart import Apart, InRounds, WithServers
+from hpcvol.torch.asynchronous import AsynchronousParameters, OwnSums
 from hpcvol.torch.buffers import Buffers
+from hpcvol.torch.checks import check_momentum, check_optimizer, check_parameters
 from hpcvol.torch.counted import CountedStep
 from hpcvol.torch.evaluation import Evaluation, evaluate
 from hpcvol.torch.exact import ExactSum
 from hpcvol.torch.float_sum import FloatGradients
 from hpcvol.torch.gradients import ExactGradients, Gradients, clip, gradient_norm
 from hpcvol.torch.loader import Loader, Unit
-from hpcvol.torch.lone_step import LoneStep
 from hpcvol.torch.numerics import agree_on
 from hpcvol.torch.residuals import Residuals
 from hpcvol.torch.rounds import Rounds
 from hpcvol.torch.samples import Samples, open_samples
 from hpcvol.torch.seeding import BETWEEN_STEPS, seed_generators
 from hpcvol.torch.served import ServedParameters
+from hpcvol.torch.settings import Settings
 from hpcvol.torch.sharded_optimizer import check_served
 from hpcvol.torch.staging import broadcast_tensor
-from hpcvol.torch.step import Step, not_finite
-from hpcvol.torch.team_step import TeamStep
+from hpcvol.torch.step import Step, left_early, not_finite
 from hpcvol.torch.verification import Verification
 
 logger = logging.getLogger("hpcvol")
-
-_EQUAL = Terms("equal")
-
-# What members say of themselves.
-_MEETS = "meets"
-_RATE = "rate"
-_SLOW = "slow"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a run trains, besides its model, optimizer and data.
-
-    Args:
-        batch_size: samples a step, whatever the number of workers.
-        unit_size: samples a unit at most.
-        sum: "exact": the same bits whichever members computed the units; "float": faster, other bits at other counts.
-        seed: decides sample order and random numbers.
-        clip_norm: largest 2-norm of a step's gradient; None does not clip.
-        algorithm: as for `hpcvol.collectives.allreduce`.
-        bucket_nbytes: how many bytes of gradients are combined at once.
-        elastic: whether the run goes on without members that die, where the MPI can.
-        combine: what becomes of members' gradients under the float sum, as `strategy.combine`.
-        codec: what they are encoded by, as `strategy.codec`.
-        verify_share: of units that two members compute, to be compared (`elastic.verify_share`).
-        dealing: which member computes what.
-        servers: who holds parameters and the optimizer's state in shards; None: every member holds all of them.
-        supernodes: groups that members form, and how often these combine what they have; None: every step.
-    """
-
-    batch_size: int
-    unit_size: int
-    sum: str = "exact"
-    seed: int = 0
-    clip_norm: float | None = None
-    algorithm: Algorithm = "auto"
-    bucket_nbytes: int = BUCKET_NBYTES
-    elastic: bool = True
-    combine: str = "mean"
-    codec: AnyCodec = "none"
-    verify_share: float = 0.0
-    dealing: Terms = _EQUAL
-    servers: ParameterServer | None = None
-    supernodes: Supernodes | None = None
-
-    def __post_init__(self) -> None:
-        robust = parse(self.combine) is not None
-        parse_codec(self.codec)
-        require("run", self.sum, robust=robust, encoded=self.codec != "none")
-        require_verifiable(self.sum, self.verify_share)
-        require_dealing(self.sum, self.dealing.kind, robust=robust)
-        require_sharing(
-            self.sum,
-            self.codec,
-            self.servers,
-            self.supernodes,
-            robust=robust,
-            share=self.verify_share,
-            weighed=bool(self.dealing.priorities or self.dealing.limits),
-        )
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed = {self.seed}: expected a number from 0 to 2^63 - 1")
-
-    @property
-    def is_asynchronous(self) -> bool:
-        """Whether members do not compute each step together, but push to servers what they have computed."""
-        return self.servers is not None and self.servers.is_asynchronous
-
-    @property
-    def period(self) -> int:
-        """Steps that a group of members does by itself."""
-        return 1 if self.supernodes is None else self.supernodes.period
-
-    @property
-    def workers_train_apart(self) -> bool:
-        """Whether those that push to servers apply the optimizer by themselves."""
-        return (
-            self.is_asynchronous
-            and self.servers is not None
-            and (self.period > 1 or self.servers.elastic_averaging > 0)
-        )
-
-    @property
-    def codec_of_gradients(self) -> AnyCodec:
-        """What members encode that they sum in each step."""
-        if self.is_asynchronous:
-            return "none"
-        spec = self.supernodes
-        return self.codec if spec is None or spec.average or spec.codec == "none" else spec.codec
-
-    @property
-    def codec_of_pushes(self) -> AnyCodec:
-        """What is encoded on its way to servers."""
-        spec = self.supernodes
-        return self.codec if spec is None or spec.codec == "none" else spec.codec
 
 
 class Run:
@@ -170,8 +68,7 @@ class Run:
         member: this process's id, never reused.
         facts: what decides the weights besides code and data, as it was at the start.
         replacing: has members that died replaced, where there is one.
-        counted: where members are not together after each step: the steps that took effect in the last call of
-            `steps`, in order.
+        apart: the steps of members that meet seldom; None where they are together after each.
         residuals: what members have not sent of their gradients.
         is_first: whether this is the member that writes and prints for all.
     """
@@ -200,11 +97,11 @@ class Run:
         self.parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self._known = [(name, parameter, parameter.requires_grad) for name, parameter in model.named_parameters()]
         with together(group, "starting the run"):
-            _check_parameters(model)
-            _check_optimizer(model, optimizer)
-            _check_momentum(optimizer, settings.codec)
+            check_parameters(model)
+            check_optimizer(model, optimizer)
+            check_momentum(optimizer, settings.codec)
             if settings.supernodes is not None:
-                _check_momentum(optimizer, settings.supernodes.codec)
+                check_momentum(optimizer, settings.supernodes.codec)
             if settings.servers is not None:
                 check_served(self.parameters, None if settings.workers_train_apart else optimizer)
         self.facts = self._facts(len(samples))
@@ -245,9 +142,6 @@ class Run:
             else Dealing(group, self._without_servers(replace(settings.dealing, kind="equal")))
         )
         self.slow: list[tuple[str, float]] = []
-        self._slow_of_team: list[tuple[str, float]] = []
-        self._apart = False
-        self._has_warned = False
         self._slow_members = SlowMembers()
         if self.is_first and (unknown := settings.dealing.unknown(group)):
             logger.warning(
@@ -257,7 +151,7 @@ class Run:
         self.served, self.asynchronous = self._serve(), self._serve_asynchronously()
         if joins and self.asynchronous is not None:
             self.asynchronous.store.close()  # nobody asks it for anything yet
-        self.counted: list[CountedStep] = []
+        self.apart = self._train_apart()
         self.broadcast_model()
         self.membership.add(self)
         self.replacing: Replacing | None = None
@@ -270,7 +164,7 @@ class Run:
     @property
     def meets_seldom(self) -> bool:
         """Whether members are together between two calls of `steps` (or after a round) only, not after each step."""
-        return self.asynchronous is not None or self.rounds is not None
+        return self.apart is not None
 
     @property
     def is_first(self) -> bool:
@@ -278,9 +172,9 @@ class Run:
         return self.group.rank == 0
 
     @property
-    def _speaks(self) -> bool:
-        """Whether this member speaks for its team."""
-        return self.team.rank == 0
+    def counted(self) -> list[CountedStep]:
+        """Where members meet seldom: the steps that took effect in the last call of `steps`, in order."""
+        return [] if self.apart is None else self.apart.counted
 
     def describe_batch(self) -> str:
         """Return what a batch is, as in `batch 64 = 8 units of 8 over 3 workers`."""
@@ -300,156 +194,19 @@ class Run:
                 parameter replaced.
             SystemExit: this member left (`leave`), and the others have gone on.
         """
-        if self.asynchronous is not None:
-            yield from self._lone_steps(self.asynchronous, until)
+        if self.apart is not None:
+            yield from self.apart.steps(until)
             return
-        self._warn_about_idle_workers()
-        if self.rounds is not None:
-            yield from self._in_rounds(self.rounds, until)
-            return
+        self.warn_about_idle_workers()
         while self.step < until:
-            self._check_model()
+            self.check_model()
             if self.replacing is not None:
                 self.replacing.between_steps()
             index = self.step
             yield Step(self, index)
             if self.step == index:
-                raise ModelError(
-                    f"step {index} was left before its bag was empty: let `for unit in step` run to its end, also "
-                    "after `continue`"
-                )
+                raise left_early(index)
             self.membership.at_boundary()
-
-    def _in_rounds(self, rounds: Rounds, until: int) -> Iterator[Step]:
-        """Yield the steps of this member's group; at the end of each round all members have all that counts."""
-        spec = self.settings.supernodes
-        assert spec is not None
-        if self.replacing is not None:
-            self.replacing.between_steps()
-        self.counted = []
-        meets = False
-        while self.step < until and not meets:
-            self._check_model()
-            self._check_together("run.steps")
-            rounds.take()  # parameters may have been changed between two rounds
-            first = self.step
-            last = min(until, first + spec.period - first % spec.period)
-            self._apart = True
-            try:
-                yield from self._round(rounds, first, last)
-            except MembersChanged:
-                self.step = first
-                self._apart = False
-                continue
-            self._apart = False
-            self.membership.told = rounds.told
-            meets = any(said.get(_MEETS) for said in rounds.told.values())
-            self.membership.saying.pop(_MEETS, None)
-            seed_generators(self.settings.seed, self.step, 0, BETWEEN_STEPS)
-            self.membership.at_boundary()
-
-    def _round(self, rounds: Rounds, first: int, last: int) -> Iterator[Step]:
-        steps: list[TeamStep] = []
-        with doing(ROUND):
-            for index in range(first, last):
-                step = TeamStep(self, index)
-                yield step
-                if step.lost is None and not step.over:
-                    raise ModelError(
-                        f"step {index} was left before its bag was empty: let `for unit in step` run to its end, also "
-                        "after `continue`"
-                    )
-                steps.append(step)
-                if step.lost is not None:
-                    break
-        saying, stopwatch = self.membership.saying, self.dealing.stopwatch
-        rate = None if stopwatch.sample_seconds is None else 1 / max(stopwatch.sample_seconds, 1e-9)
-        told = {**saying, _RATE: rate, _SLOW: self._slow_of_team if self._speaks else []}
-        done = self.membership.settle(lambda: rounds.combine(first, steps, told))
-        rounds.commit()
-        self._slow_of_team = []
-        self.slow += [one for said in rounds.told.values() for one in said[_SLOW]]
-        self.counted += done
-        self.residuals.committed(rounds.told, saying)
-        rates = {member: said[_RATE] for member, said in rounds.told.items() if said[_RATE] is not None}
-        if self.grouping is not None and self.settings.dealing.kind == "static":
-            self.grouping.dealt_by(rates)
-
-    def _lone_steps(self, served: AsynchronousParameters, until: int) -> Iterator[Step]:
-        """Yield the steps that this member is to compute; at the end all members have all that counts."""
-        if self.replacing is not None:
-            self.replacing.between_steps()
-        self._warn_about_idle_workers()
-        self._warn_about_idle_groups(until)
-        self.counted = []
-        meets = False
-        while self.step < until and not meets:
-            self._check_model()
-            yield from self._phase(served, until)
-            seed_generators(self.settings.seed, self.step, 0, BETWEEN_STEPS)
-            self.residuals.tell(self.membership.saying)
-            mine = self.member, {**self.membership.saying, _SLOW: self._slow_of_team if self._speaks else []}
-            self._slow_of_team = []
-            told = dict(self.membership.attempt(lambda: self.group.gather_objects(mine)))  # noqa: B023
-            self.membership.told = told
-            self.slow += [one for said in told.values() for one in said[_SLOW]]
-            self.residuals.committed(told, self.membership.saying)
-            meets = any(said.get(_MEETS) for said in told.values())
-            self.membership.saying.pop(_MEETS, None)
-            self.membership.at_boundary()
-
-    def _phase(self, served: AsynchronousParameters, until: int) -> Iterator[Step]:
-        """Yield steps that this member is to compute until members meet."""
-        first = self.step
-        done: dict[int, Version] = {}
-        complete = False
-        while not complete:
-            known = list(done)
-            self.membership.attempt(lambda: served.begin(first, until, known))  # noqa: B023
-            if self.membership.saying.get(_MEETS) or self.membership.leaves:
-                served.store.stop()  # it was said to those who were there before
-            self._apart = True
-            yield from self._claimed(served, until)
-            self._apart = False
-            try:
-                log = self.membership.settle(served.finish)
-                complete = True
-            except MembersChanged:  # what they know to count is with all who live; the rest is begun again
-                log = list(served.store.salvaged.values())
-            done |= {one.step: one for one in log}
-        served.store.end()
-        steps = counted(sorted(done.values(), key=lambda one: one.number), first + 1)
-        self.counted += steps
-        self.step = first + len(steps)
-
-    def _claimed(self, served: AsynchronousParameters, until: int) -> Iterator[Step]:
-        def fetch(step: int) -> None:
-            self.loader.prefetch(self.deal(self.units(step)))
-
-        lost = False
-        while not lost:
-            try:
-                first = served.claim(fetch)
-            except LostMemberError:
-                lost = True
-                break
-            if first is None:
-                break
-            last = min(first + self.settings.period, until)
-            for index in range(first, last):
-                step = LoneStep(self, index)
-                step.is_pushed = index == last - 1
-                yield step
-                lost = step.lost is not None
-                if lost:
-                    break
-                if not step.over:
-                    raise ModelError(
-                        f"step {index} was left before all of its units were computed, and nobody else has them: let "
-                        "`for unit in step` run to its end, also after `continue`"
-                    )
-        if lost:
-            served.give_up()  # all find out, and meet
 
     def meet(self) -> None:
         """Where members are not together after each step, have `steps` end on all when they next are. Local.
@@ -458,10 +215,8 @@ class Run:
         They are where parameters may be stale and the steps at hand are done, and after each round of supernodes.
         Otherwise they are after every step, and this does nothing.
         """
-        if self.meets_seldom and not self.membership.saying.get(_MEETS):
-            self.membership.saying[_MEETS] = True
-            if self.asynchronous is not None:
-                self.asynchronous.store.stop()
+        if self.apart is not None:
+            self.apart.meet()
 
     def leave(self) -> None:
         """Have the others go on without this member: its process ends when the step at hand is over. Local.
@@ -472,8 +227,8 @@ class Run:
             CommError: members of this run cannot part: the MPI cannot, or there is only one.
         """
         self.membership.leave()
-        if self.asynchronous is not None:
-            self.asynchronous.store.stop()
+        if self.apart is not None:
+            self.apart.stop()
 
     def evaluate(self, function: Callable[[Unit], Any], data: Any, split: str = "val") -> Evaluation:
         """Average `function(unit)` over samples, each once, shared out over the workers. Collective.
@@ -487,7 +242,7 @@ class Run:
         Returns:
             The means; the same bits on every member and at any number of members.
         """
-        self._check_together("run.evaluate")
+        self.check_together("run.evaluate")
 
         def opened() -> Samples:
             with together(self.group, "opening the data"):
@@ -589,7 +344,7 @@ class Run:
         Args:
             here: whether on this member: a state takes memory.
         """
-        self._check_together("run.gather_optimizer")
+        self.check_together("run.gather_optimizer")
         if self.rounds is not None:
             self.membership.attempt(self.rounds.unite)
             self.rounds.take()
@@ -653,7 +408,8 @@ class Run:
             self.dealing_to_all.rebuild()
         # A member that is new has seen nothing yet, and all have to tell of the same ones.
         self._slow_members = SlowMembers()
-        self._slow_of_team = []
+        if self.apart is not None:
+            self.apart.slow = []
 
     def broadcast_model(self, root: int = 0) -> None:
         """Give every member the parameters and buffers of the one at rank `root`. Collective."""
@@ -725,8 +481,8 @@ class Run:
         self.dealing.committed(done)
         for slow in self._slow_members.look(done.seconds, done.unit_samples):
             who = self.group.name_of(self.group.members.index(slow.member))
-            (self.slow if self.grouping is None else self._slow_of_team).append((who, slow.times))
-            if self._speaks:
+            (self.slow if self.apart is None else self.apart.slow).append((who, slow.times))
+            if self.team.rank == 0:
                 logger.warning(
                     "%s takes %.1f times as long for a sample as the median member%s",
                     who,
@@ -831,6 +587,13 @@ class Run:
             survives=self.membership.survives,
         )
 
+    def _train_apart(self) -> Apart | None:
+        if self.grouping is not None and self.rounds is not None:
+            return InRounds(self, self.grouping, self.rounds)
+        if self.grouping is not None and self.asynchronous is not None:
+            return WithServers(self, self.grouping, self.asynchronous)
+        return None
+
     def _serve(self) -> ServedParameters | None:
         if self.shards is None or not isinstance(self._served_sums, ServedSums):
             return None
@@ -858,7 +621,7 @@ class Run:
                     value = float(gradient[~gradient.isfinite()][0])
                     raise not_finite(step.index, f"gradient {name}", value)
 
-    def _check_model(self) -> None:
+    def check_model(self) -> None:
         """Refuse to train parameters that are not those whose gradients are summed."""
         now = list(self.model.parameters())
         for index, (name, parameter, trained) in enumerate(self._known):
@@ -874,31 +637,17 @@ class Run:
                     "require one from the start (with a learning rate of 0 until it should move), or start a new run"
                 )
 
-    def _check_together(self, what: str) -> None:
+    def check_together(self, what: str) -> None:
         """Refuse what takes all members where they are not together."""
-        if self._apart:
+        if self.apart is not None and self.apart.is_under_way:
             raise ModelError(
                 f"{what} was called in the loop over run.steps(n), where members are not together (supernodes, or "
                 "strategy.max_staleness above 0): let the loop run to its end, which run.meet() brings about, and call "
                 "it then"
             )
 
-    def _warn_about_idle_groups(self, until: int) -> None:
-        """Say where there are fewer rounds until members meet than groups, so that some have nothing to do."""
-        assert self.grouping is not None
-        steps, period, groups = until - self.step, self.settings.period, len(self.grouping.teams)
-        if self.is_first and 0 < math.ceil(steps / period) < groups and not self._has_warned and period > 1:
-            self._has_warned = True
-            logger.warning(
-                "%d steps until members meet are %d rounds of strategy.between.period = %d, and there are %d groups: "
-                "the others wait; validate and write checkpoints less often, or lower the period",
-                steps,
-                math.ceil(steps / period),
-                period,
-                groups,
-            )
-
-    def _warn_about_idle_workers(self) -> None:
+    def warn_about_idle_workers(self) -> None:
+        """Say where a step has fewer units than there are workers. Local."""
         units, workers = self.batching.units_per_step, self.num_workers
         if self.grouping is not None and self.asynchronous is not None:
             workers = max(map(len, self.grouping.teams), default=0)  # each step is computed by one group
@@ -910,46 +659,3 @@ class Run:
                 workers,
                 workers - units,
             )
-
-
-def _check_parameters(model: torch.nn.Module) -> None:
-    """Refuse a model that has nothing to train, or parameters that no sum can carry."""
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ModelError("the model has no parameter that requires a gradient: nothing to train")
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and not parameter.dtype.is_floating_point:
-            raise ModelError(
-                f"parameter {name!r} is {parameter.dtype}: gradients are summed as real numbers; keep its real and "
-                "imaginary parts (torch.view_as_real)"
-            )
-
-
-def _check_momentum(optimizer: torch.optim.Optimizer, codec: AnyCodec) -> None:
-    """Refuse momentum of the optimizer where the codec has its own."""
-    if isinstance(parse_codec(codec), Momentum):
-        for parameters in optimizer.param_groups:
-            if parameters.get("momentum") or "betas" in parameters:
-                raise ConfigError(
-                    f'strategy.codec = "{codec}" brings its own momentum along, and the optimizer, '
-                    f"{type(optimizer).__name__}, has its own: choose SGD with momentum = 0, or leave out +dgc"
-                )
-
-
-def _check_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Refuse an optimizer that the step cannot drive, or one of parameters that no sum covers."""
-    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
-    wants_closure = closure is not None and closure.default is inspect.Parameter.empty
-    if wants_closure or isinstance(optimizer, torch.optim.SparseAdam):
-        needs = "a closure" if wants_closure else "sparse gradients"
-        raise ConfigError(
-            f"the optimizer is {type(optimizer).__name__}, which needs {needs}, and a step has none: choose another"
-        )
-    of_model = {id(parameter) for parameter in model.parameters()}
-    for parameters in optimizer.param_groups:
-        for parameter in parameters["params"]:
-            if id(parameter) not in of_model:
-                raise ConfigError(
-                    f"the optimizer holds a parameter of shape {list(parameter.shape)} that is not the model's: make "
-                    "whatever has it (a loss with weights, say) a part of the model, and the optimizer from "
-                    "model.parameters()"
-                )

@@ -15,8 +15,9 @@ from hpcvol.strategies.parameter_server import ParameterServer
 from hpcvol.strategies.supernodes import Supernodes
 from hpcvol.torch.device import check_device, choose_device, choose_threads, make_deterministic
 from hpcvol.torch.numerics import agree_on_code, main_files
-from hpcvol.torch.run import Run, Settings
+from hpcvol.torch.run import Run
 from hpcvol.torch.samples import open_samples
+from hpcvol.torch.settings import Settings
 
 
 def start(

@@ -376,3 +376,10 @@ def not_finite(step: int, name: str, value: float) -> ModelError:
         "(optimizer.clip_norm), or look for a division by zero or the root of zero in the model",
         everywhere=True,
     )
+
+
+def left_early(step: int) -> ModelError:
+    """Return the error for a loop that has left a step before it was over."""
+    return ModelError(
+        f"step {step} was left before its bag was empty: let `for unit in step` run to its end, also after `continue`"
+    )

@@ -35,8 +35,9 @@ from hpcvol.torch.evaluation import Evaluation
 from hpcvol.torch.loader import Unit
 from hpcvol.torch.numerics import agree_on_code, code_facts, numerics_class
 from hpcvol.torch.outputs import read_output
-from hpcvol.torch.run import Run, Settings
+from hpcvol.torch.run import Run
 from hpcvol.torch.samples import Samples
+from hpcvol.torch.settings import Settings
 from hpcvol.torch.staging import spread
 from hpcvol.torch.step import Step
 from hpcvol.train.cadence import Cadence

@@ -13,8 +13,9 @@ from torch import nn
 from hpcvol.comm import Group
 from hpcvol.torch.device import make_deterministic
 from hpcvol.torch.outputs import read_output
-from hpcvol.torch.run import Run, Settings
+from hpcvol.torch.run import Run
 from hpcvol.torch.samples import Samples
+from hpcvol.torch.settings import Settings
 from hpcvol.torch.step import Step
 
 Optimizer = Callable[[Any], torch.optim.Optimizer]

@@ -13,7 +13,7 @@ from hpcvol.comm import Group
 from hpcvol.strategies.allreduce import AllReduce
 from hpcvol.torch.exact import ExactSum, Term
 from hpcvol.torch.optimizer import DistributedOptimizer
-from hpcvol.torch.run import Settings
+from hpcvol.torch.settings import Settings
 
 SMALL = 64  # bytes a bucket: nearly every parameter has its own
 

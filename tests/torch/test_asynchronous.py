@@ -17,7 +17,8 @@ from hpcvol.elastic.dealing import Terms
 from hpcvol.errors import ConfigError, ModelError
 from hpcvol.strategies.parameter_server import ParameterServer
 from hpcvol.strategies.supernodes import Supernodes
-from hpcvol.torch.run import Run, Settings
+from hpcvol.torch.run import Run
+from hpcvol.torch.settings import Settings
 from hpcvol.torch.step import Step
 
 
@@ -151,7 +152,7 @@ def test_steps_that_come_to_nothing_leave_no_trace_in_the_optimizer(group: Group
         if run.membership.survives:
             assert kept() == before
         steps.close()
-        run._apart = False
+        run.apart.is_under_way = False
         train(run, 9)
         assert sorted(one.index for one in run.counted) == list(range(3, 9))
 

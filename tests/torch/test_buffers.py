@@ -12,7 +12,7 @@ from training import Regression, Rows, assert_same_alone, built, make_run, numbe
 
 from hpcvol.comm import Group
 from hpcvol.errors import ModelError
-from hpcvol.torch.run import Settings
+from hpcvol.torch.settings import Settings
 
 
 class Block(nn.Module):

@@ -23,7 +23,8 @@ from hpcvol.comm import Group, shared_memory
 from hpcvol.elastic.dealing import Terms
 from hpcvol.elastic.speed import Stopwatch
 from hpcvol.errors import ConfigError
-from hpcvol.torch.run import Run, Settings
+from hpcvol.torch.run import Run
+from hpcvol.torch.settings import Settings
 
 # How long a unit of a slow member takes at least: more than others' on a busy machine.
 SLOW_SECONDS = 0.1

@@ -16,7 +16,7 @@ from hpcvol.strategies import automatic
 from hpcvol.strategies.allreduce import AllReduce
 from hpcvol.strategies.feedback import Feedback
 from hpcvol.torch.float_sum import FloatGradients
-from hpcvol.torch.run import Settings
+from hpcvol.torch.settings import Settings
 
 STEPS = 8
 CODECS = ["bf16", "int8", "topk:0.3+int8", "topk:0.3+dgc:4", "randomk:0.5", "powersgd:2", "ternary"]

@@ -11,7 +11,7 @@ from training import NoisyClassifier, Regression, assert_same_alone, built, make
 
 from hpcvol.comm import Group
 from hpcvol.errors import ModelError
-from hpcvol.torch.run import Settings
+from hpcvol.torch.settings import Settings
 
 
 @pytest.mark.parametrize("samples", [1, 3, 17])

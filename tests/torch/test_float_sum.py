@@ -26,7 +26,8 @@ from hpcvol.comm import Group
 from hpcvol.torch.exact import target_bits
 from hpcvol.torch.gradients import clip, gradient_norm
 from hpcvol.torch.outputs import read_output
-from hpcvol.torch.run import Run, Settings
+from hpcvol.torch.run import Run
+from hpcvol.torch.settings import Settings
 
 
 def gradient_in_double(run: Run) -> dict[str, Any]:

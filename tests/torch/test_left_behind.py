@@ -12,7 +12,7 @@ from training import Regression, built, make_run, numbers, sgd, train
 from two_hosts import as_hosts
 
 from hpcvol.comm import Group
-from hpcvol.torch.run import Settings
+from hpcvol.torch.settings import Settings
 
 RUNS = 50
 WARM_RUNS = 10

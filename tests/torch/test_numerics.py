@@ -10,7 +10,7 @@ import hpcvol.torch.numerics as numerics
 from hpcvol.comm import Group
 from hpcvol.errors import ConfigError
 from hpcvol.torch.numerics import agree_on_code, describe_differences, main_files, numerics_class
-from hpcvol.torch.run import Settings
+from hpcvol.torch.settings import Settings
 
 
 def test_the_class_tells_threads_and_instruction_set() -> None:

@@ -10,7 +10,7 @@ from training import Regression, Rows, assert_same_alone, built, make_run, numbe
 
 from hpcvol.comm import Group
 from hpcvol.errors import ConfigError, ModelError
-from hpcvol.torch.run import Settings
+from hpcvol.torch.settings import Settings
 
 
 class Odd(nn.Module):

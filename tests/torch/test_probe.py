@@ -12,7 +12,7 @@ from training import Regression, Rows, built, make_run, numbers, sgd, train
 
 from hpcvol.comm import Group
 from hpcvol.errors import ModelError
-from hpcvol.torch.run import Settings
+from hpcvol.torch.settings import Settings
 
 
 def refusal(group: Group, model: nn.Module, samples: Rows | None = None) -> str:

@@ -13,7 +13,7 @@ from hpcvol.comm import Group
 from hpcvol.errors import ModelError
 from hpcvol.strategies.layout import ALIGNMENT, Layout
 from hpcvol.torch.readiness import Readiness
-from hpcvol.torch.run import Settings
+from hpcvol.torch.settings import Settings
 
 
 @given(st.lists(st.integers(0, 300)), st.integers(1, 500))

@@ -8,7 +8,7 @@ from training import Regression, built, make_run, numbers, sgd, train
 
 from hpcvol.comm import Group
 from hpcvol.errors import ConfigError
-from hpcvol.torch.run import Settings
+from hpcvol.torch.settings import Settings
 
 STEPS = 5
 

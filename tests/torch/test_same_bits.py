@@ -25,7 +25,7 @@ from training import (
 
 from hpcvol.comm import Group
 from hpcvol.elastic.dealing import Dealing
-from hpcvol.torch.run import Settings
+from hpcvol.torch.settings import Settings
 
 
 def classified(group: Group, settings: Settings, samples: int, steps: int) -> Any:

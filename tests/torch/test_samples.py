@@ -17,9 +17,9 @@ from hpcvol.data import Dataset, build_dataset
 from hpcvol.elastic.units import Batching, UnitSpan
 from hpcvol.errors import DataError
 from hpcvol.torch.loader import Loader
-from hpcvol.torch.run import Settings
 from hpcvol.torch.samples import MapSamples, Samples, ShardSamples
 from hpcvol.torch.seeding import seed_generators
+from hpcvol.torch.settings import Settings
 
 CPU = torch.device("cpu")
 

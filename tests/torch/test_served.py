@@ -34,7 +34,7 @@ from hpcvol.strategies.held_sums import HeldExact
 from hpcvol.strategies.layout import Layout
 from hpcvol.strategies.parameter_server import ParameterServer
 from hpcvol.torch.gradients import ExactGradients
-from hpcvol.torch.run import Settings
+from hpcvol.torch.settings import Settings
 
 KINDS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "SGD": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, weight_decay=0.01),

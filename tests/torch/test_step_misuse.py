@@ -12,7 +12,8 @@ from training import Regression, Rows, built, make_run, numbers, sgd, train
 
 from hpcvol.comm import Group
 from hpcvol.errors import ConfigError, DataError, ModelError
-from hpcvol.torch.run import Run, Settings
+from hpcvol.torch.run import Run
+from hpcvol.torch.settings import Settings
 
 Misuse = Callable[[Run], None]
 

@@ -18,7 +18,7 @@ from hpcvol.errors import ConfigError, HpcvolError, ModelError
 from hpcvol.strategies.parameter_server import ParameterServer
 from hpcvol.strategies.supernodes import Supernodes
 from hpcvol.torch.loader import Loader
-from hpcvol.torch.run import Settings
+from hpcvol.torch.settings import Settings
 
 BATCH, UNIT, SAMPLES = 24, 3, 72
 
@@ -212,7 +212,7 @@ def test_what_takes_all_members_is_refused_within_a_round(group: Group) -> None:
                 with pytest.raises(ModelError, match="where members are not together"):
                     call()
                 break
-            run._apart = False  # as nobody may do
+            run.apart.is_under_way = False  # as nobody may do
 
 
 def test_with_a_period_of_one_step_groups_change_nothing(group: Group) -> None:

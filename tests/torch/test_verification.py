@@ -13,7 +13,8 @@ from hpcvol.errors import ConfigError, MemberError
 from hpcvol.strategies.allreduce import AllReduce
 from hpcvol.strategies.verified_exact import VerifiedExact
 from hpcvol.torch.outputs import read_output
-from hpcvol.torch.run import Run, Settings
+from hpcvol.torch.run import Run
+from hpcvol.torch.settings import Settings
 
 STEPS = 3
 

@@ -21,7 +21,8 @@ from training import (
 )
 
 from hpcvol.comm import Group
-from hpcvol.torch.run import Run, Settings
+from hpcvol.torch.run import Run
+from hpcvol.torch.settings import Settings
 
 
 def gradients(run: Run) -> dict[str, torch.Tensor]:
