@@ -28,6 +28,7 @@ _given_up: "list[tuple[MPI.Request, Any]]" = []
 
 _LOOK_SECONDS = 0.05
 _LINE_NBYTES = 64
+_BOXES = 4
 _LEAST_SECONDS = 20e-6
 _MOST_SECONDS = 1e-3
 
@@ -142,23 +143,30 @@ class Mailbox:
             return None
         return Letter(status.Get_source(), pickle.loads(data.tobytes()))
 
-    def send(self, rank: int, box: int, vector: Vector) -> Parcel:
-        """Start to send a vector, of whole lines of 64 bytes, to `rank`; it may not change before it has left."""
+    def send(self, rank: int, box: int, vector: Vector, number: int = 0) -> Parcel:
+        """Start to send a vector, of whole lines of 64 bytes, to `rank`; it may not change before it has left.
+
+        Args:
+            rank: to whom.
+            box: there.
+            vector: what.
+            number: by which the other one knows it; those of one number arrive in their order.
+        """
         try:
             with self._lock:
                 self.parcels += 1
-                request = self._communicator.Isend(self._in_lines(vector), rank, 2 * box + 1)
+                request = self._communicator.Isend(self._in_lines(vector), rank, _tag(box, number))
         except Exception as error:
             if tells_of_loss(error):
                 raise LostMemberError(f"{self.group.name_of(rank)} died") from error
             raise
         return self._opened(Parcel(request, vector, self._lock))
 
-    def receive(self, rank: int, box: int, vector: Vector) -> Parcel:
-        """Start to receive a vector from `rank`, which sends as many bytes at most; parcels arrive in their order."""
+    def receive(self, rank: int, box: int, vector: Vector, number: int = 0) -> Parcel:
+        """Start to receive a vector from `rank`, which sends as many bytes at most, by the same number."""
         try:
             with self._lock:
-                request = self._communicator.Irecv(self._in_lines(vector), rank, 2 * box + 1)
+                request = self._communicator.Irecv(self._in_lines(vector), rank, _tag(box, number))
         except Exception as error:
             if tells_of_loss(error):
                 raise LostMemberError(f"{self.group.name_of(rank)} died") from error
@@ -236,6 +244,10 @@ class Mailbox:
                 self._communicator.Ack_failed(count)
             failed.Free()
             everybody.Free()
+
+
+def _tag(box: int, number: int) -> int:
+    return 2 * (number * _BOXES + box) + 1
 
 
 def _ended(request: "MPI.Request") -> bool:

@@ -88,7 +88,8 @@ class _Worker:
     behind: int = 0
     began: float = 0.0
     seconds: float | None = None  # that its last step took
-    missing: set[int] | None = None  # holders that have not all of its push; None while it computes
+    missing: set[int] | None = None  # holders that have not all of its push; None before they were told to take it
+    is_done: bool = False  # with its step, so that its push counts once none is missing
     record: Any = None
 
 
@@ -140,6 +141,19 @@ class Sequencer:
         self._now = now
         return self._hand_out()
 
+    def early(self, rank: int, remote: Collection[int]) -> list[Order]:
+        """A worker pushes while it still computes. Of one at a time it is taken: the others need places too.
+
+        Args:
+            rank: who.
+            remote: as for `ready`, which comes later.
+        """
+        worker = self._workers.get(rank)
+        under_way = any(one.missing is not None and not one.is_done for one in self._workers.values())
+        if worker is None or worker.step is None or under_way:
+            return []
+        return list(self._take(rank, remote))
+
     def ready(self, rank: int, remote: Collection[int], record: Any, now: float) -> list[Order]:
         """A worker has computed its step.
 
@@ -154,9 +168,13 @@ class Sequencer:
             return []  # it died since
         self._now = now
         worker.seconds = now - worker.began
-        worker.record = record
-        worker.missing = self._holders.intersection(remote)
-        return [*(Take(holder, rank) for holder in sorted(worker.missing)), *self._commit(rank)]
+        worker.record, worker.is_done = record, True
+        orders = self._take(rank, remote) if worker.missing is None else []
+        return [*orders, *self._commit(rank)]
+
+    def _take(self, rank: int, remote: Collection[int]) -> list[Take]:
+        missing = self._workers[rank].missing = self._holders.intersection(remote)
+        return [Take(holder, rank) for holder in sorted(missing)]
 
     def staged(self, holder: int, rank: int) -> list[Order]:
         """A holder has all of what a worker pushed."""
@@ -203,14 +221,14 @@ class Sequencer:
 
     def _commit(self, rank: int) -> list[Order]:
         worker = self._workers[rank]
-        if worker.missing is None or worker.missing or worker.step is None:
+        if not worker.is_done or worker.missing or worker.step is None:
             return []
         self.version += 1
         missed = self.version - 1 - worker.version
         made = Version(self.version, rank, worker.clock, worker.step, worker.behind, missed, worker.record)
         self.log.append(made)
         worker.clock += 1
-        worker.step, worker.missing, worker.record = None, None, None
+        worker.step, worker.missing, worker.record, worker.is_done = None, None, None, False
         return [Apply(made), *self._hand_out()]
 
     def _hand_out(self) -> list[Order]:

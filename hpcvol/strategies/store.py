@@ -8,6 +8,9 @@ so that what is on its way waits with its sender.
 A push is known by (member, number of its push) and counts once all holders have all of it, or can see it: then the head
 gives it a number, and tells the holders and the member. What a member was pushing when it died is forgotten unless it
 had a number by then.
+
+Parts of a push that are final may be sent while others are computed. What is pushed so takes its places for as long as
+that lasts, and so it is taken of one member at a time; of others it waits with them, as what is complete does.
 """
 
 import math
@@ -16,11 +19,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from hpcvol import tracing
 from hpcvol.codecs import Cast, Codec, Floats, Seeds
 from hpcvol.collectives import Vector, broadcast
 from hpcvol.comm import Group, fail, threads_may_communicate
@@ -161,6 +165,7 @@ class Store:
         self._fill()
         self._mailbox = Mailbox(group.split(0))
         self._unsettled: _Unsettled | None = None
+        self._under_way: _UnderWay | None = None
         self._server = _Server(self)
         self._abandoned = False
         self._tell(2 * self.version)
@@ -197,7 +202,7 @@ class Store:
             stride: steps that a worker does before it pushes; it claims the first of them.
         """
         self._fill()
-        self.salvaged, self._acknowledged, self._unsettled = {}, None, None
+        self.salvaged, self._acknowledged, self._unsettled, self._under_way = {}, None, None, None
         self._server.known = {}
         self._begun = True
         if self.group.rank == self._head:
@@ -262,6 +267,25 @@ class Store:
         own = Seeds.of(self._seed, self._step, self.group.members[self._rank]).own
         self._wire.encode(vector, self._pushed[vector].mine, residual, self._step, own)
 
+    def push_early(self, vector: int, place: slice) -> None:
+        """Push a part of what `push` will, while the rest is computed; nothing where it is encoded. Local.
+
+        Args:
+            vector: of which vector.
+            place: where in it; it may not change any more, as `push` says.
+        """
+        if not self._wire.sends_parts:
+            return
+        way, along = self._begin_to_push(), len(self._pushed)
+        with tracing.span("push early"):
+            for rank, left in way.left.items():
+                for number, (one, part) in list(left.items()):
+                    if one >= along or (one == vector and place.start <= part.start < place.stop):
+                        self._send_part(way, rank, number)
+            if not way.is_told and any(way.left.values()):
+                way.is_told = True
+                self._write(self._head, "early", list(way.left))
+
     def push(self, record: Any) -> None:
         """Push what lies in the memory for it, which may not change before the next `claim` has returned. Local.
 
@@ -270,19 +294,31 @@ class Store:
         Args:
             record: of the step, for the log and for who applies it; it has to pickle.
         """
+        way, self._under_way = self._begin_to_push(), None
+        for rank, left in way.left.items():
+            if not self._wire.sends_parts:
+                way.send(self._mailbox, rank, self._wire.pack(self._plan.held(rank), [one.mine for one in self._along]))
+            for number in list(left):
+                self._send_part(way, rank, number)
+        self._write(self._head, "ready", list(way.left), record)
         me = self.group.rank
-        remote = sorted({rank for ranks in self._holders for rank in ranks if not self._is_near(rank)})
-        remote = [rank for rank in remote if rank not in self._mailbox.failed]
-        parcels = []
-        for rank in remote:
-            vectors, along = ([one.mine for one in memories] for memories in (self._pushed, self._along))
-            payload = self._wire.pack(self._plan.held(rank), vectors, along)
-            try:
-                parcels.append(self._mailbox.send(rank, _PUSHED, payload))
-            except LostMemberError:
-                continue
-        self._write(self._head, "ready", remote, record)
-        self._unsettled = _Unsettled(parcels, [rank for rank in self._node_holders() if rank != me])
+        self._unsettled = _Unsettled(way.parcels, [rank for rank in self._node_holders() if rank != me])
+
+    def _begin_to_push(self) -> "_UnderWay":
+        if self._under_way is None:
+            remote = sorted({rank for ranks in self._holders for rank in ranks if not self._is_near(rank)})
+            parts = {
+                rank: dict(enumerate(self._wire.parts(self._plan.held(rank)))) if self._wire.sends_parts else {}
+                for rank in remote
+                if rank not in self._mailbox.failed
+            }
+            self._under_way = _UnderWay(parts)
+        return self._under_way
+
+    def _send_part(self, way: "_UnderWay", rank: int, number: int) -> None:
+        vector, part = way.left[rank].pop(number)
+        memories = [*self._pushed, *self._along]
+        way.send(self._mailbox, rank, memories[vector].mine[part], number)
 
     def stop(self) -> None:
         """Have no further steps handed out: `claim` returns None when those that were are done. Local."""
@@ -533,12 +569,51 @@ class Store:
         sequence.tell(self._own.ctypes.data, value)
 
 
+@dataclass
+class _UnderWay:
+    """A push that holders of other nodes are being sent.
+
+    Attributes:
+        left: what of it is not sent, by rank and number: vector, and where in it.
+        parcels: what is.
+        is_told: whether the head knows.
+    """
+
+    left: dict[int, dict[int, tuple[int, slice]]]
+    parcels: list[Parcel] = field(default_factory=list)
+    is_told: bool = False
+
+    def send(self, mailbox: Mailbox, rank: int, payload: Vector, number: int = 0) -> None:
+        """Start to send a part; to one who is dead it is lost."""
+        with suppress(LostMemberError):
+            self.parcels.append(mailbox.send(rank, _PUSHED, payload, number))
+
+
 @dataclass(frozen=True)
 class _Unsettled:
     """A push that has no number yet."""
 
     parcels: Sequence[Parcel]
     readers: Sequence[int]
+
+
+@dataclass
+class _Coming:
+    """A push that is being received into a place: its parcels that have not arrived."""
+
+    place: Vector
+    parcels: list[Parcel] = field(default_factory=list)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether all of it has arrived. Local.
+
+        Raises:
+            LostMemberError: who pushed is dead.
+        """
+        while self.parcels and self.parcels[0].done:
+            del self.parcels[0]
+        return not self.parcels
 
 
 class _Server:
@@ -553,7 +628,7 @@ class _Server:
             else []
         )
         self._taking: deque[int] = deque()
-        self._coming: dict[int, tuple[Parcel, Vector]] = {}
+        self._coming: dict[int, _Coming] = {}
         self._staged: dict[int, Vector] = {}
         self._asked: list[tuple[int, Sequence[int], int, bool]] = []
         self._leaving: list[Parcel] = []
@@ -621,6 +696,8 @@ class _Server:
                     return  # a stop before anything has begun
                 if kind == "claim":
                     self._say(self._sequencer.claim(letter.sender, time.monotonic()))
+                elif kind == "early":
+                    self._say(self._sequencer.early(letter.sender, rest[0]))
                 elif kind == "ready":
                     remote, record = rest
                     self._say(self._sequencer.ready(letter.sender, remote, record, time.monotonic()))
@@ -658,23 +735,32 @@ class _Server:
         while self._taking and self._places:
             rank, place = self._taking.popleft(), self._places.pop()
             busy = True
+            parts = self._store._wire.arriving(place, self._store._plan.held(self._store._rank))
+            coming = self._coming[rank] = _Coming(place)
             try:
-                self._coming[rank] = self._mailbox.receive(rank, _PUSHED, place), place
-            except LostMemberError:
-                self._places.append(place)
-        for rank, (parcel, place) in list(self._coming.items()):
-            try:
-                if not parcel.done:
-                    continue
+                for number, part in enumerate(parts):
+                    coming.parcels.append(self._mailbox.receive(rank, _PUSHED, part, number))
             except LostMemberError:  # the head will say so too
-                del self._coming[rank]
-                self._places.append(np.empty_like(place))
+                self._forget(rank)
+        for rank, coming in list(self._coming.items()):
+            try:
+                if not coming.is_there:
+                    continue
+            except LostMemberError:
+                self._forget(rank)
                 continue
             del self._coming[rank]
-            self._staged[rank] = place
+            self._staged[rank] = coming.place
             self._mailbox.write(self._store._head, _SERVED, ("staged", rank))
             busy = True
         return busy
+
+    def _forget(self, rank: int) -> None:
+        """Receive no more of what a rank was pushing; MPI may use its place yet."""
+        coming = self._coming.pop(rank)
+        for parcel in coming.parcels:
+            parcel.give_up()
+        self._places.append(np.empty_like(coming.place))
 
     def _hand_out(self) -> bool:
         """Send shards to those whose version there is."""
@@ -717,9 +803,7 @@ class _Server:
         if rank in self._taking:
             self._taking.remove(rank)
         if rank in self._coming:
-            parcel, place = self._coming.pop(rank)
-            parcel.give_up()
-            self._places.append(np.empty_like(place))
+            self._forget(rank)
         if rank in self._staged:
             self._places.append(self._staged.pop(rank))
 

@@ -1,7 +1,8 @@
 """How shards lie in memory, and how what is pushed for them and pulled from them is sent: encoded, where asked for.
 
-A push is encoded by shard and vector, so that each holder can decode its own part. Its sender decodes it too: holders
-that read its memory find there what those find that get messages.
+A push is sent part by part, as it is, or encoded and whole. It is encoded by shard and vector, so that each holder can
+decode its own part. Its sender decodes it too: holders that read its memory find there what those find that get
+messages.
 """
 
 from collections.abc import Sequence
@@ -155,43 +156,59 @@ class Wire:
                     for row, mine in zip(rows, kept.reshape(len(rows), -1), strict=True):
                         _spread(mine, [row[part] for part in place])
 
-    def pack(self, shards: Sequence[int], pushed: Sequence[Vector], along: Sequence[Vector]) -> Bytes:
-        """Return a push for who holds `shards`; what is encoded was given to `encode`."""
+    @property
+    def sends_parts(self) -> bool:
+        """Whether a push is sent part by part, which can begin before all of it is there."""
+        return self._codec is None
+
+    def parts(self, shards: Sequence[int]) -> list[tuple[int, slice]]:
+        """Return of what a push for who holds `shards` consists, where it `sends_parts`: vector, and where in it.
+
+        Vectors that go along are numbered behind those that are pushed.
+        """
+        pushed = [part for shard in shards for part in self._plan.parts[shard]]
+        along = [(len(self._plan.dtypes) + vector, place) for vector, place in pushed] if self._along else []
+        return [*pushed, *along]
+
+    def pack(self, shards: Sequence[int], along: Sequence[Vector]) -> Bytes:
+        """Return a push for who holds `shards` as a whole; it was given to `encode`."""
         memory = np.empty(self.room(shards), np.uint8)
-        offset = 0
-        if self._codec is None:
-            offset = self._copy(shards, pushed, memory)
-        else:
-            offset = frame(
-                (self._payloads[shard, vector] for shard in shards for vector, _, _ in self._places[shard]), memory
-            )
+        payloads = (self._payloads[shard, vector] for shard in shards for vector, _, _ in self._places[shard])
+        offset = frame(payloads, memory)
         if self._along:
             offset += self._copy(shards, along, memory[offset:])
         return memory[:offset]
+
+    def arriving(self, memory: Bytes, shards: Sequence[int]) -> list[Vector]:
+        """Return where in `memory` what is sent of a push is to arrive, in the order of `parts` or as one."""
+        return self._raw(memory, shards) if self._codec is None else [memory]
 
     def unpack(self, memory: Bytes, shards: Sequence[int], step: int) -> list[Vector]:
         """Return what was pushed for each part of `shards`, and behind these what went along for each.
 
         Args:
-            memory: of at least what `pack` has returned.
-            shards: as there.
+            memory: in which all has arrived.
+            shards: that were pushed for.
             step: that it is of.
         """
-        found: list[Vector] = []
-        offset = 0
         if self._codec is None:
-            found = [part.values for part in self._plan.views(memory, shards)]
-            offset = self._plan.room(shards)
-        else:
-            vectors = [(shard, *one) for shard in shards for one in self._places[shard]]
-            payloads, offset = framed(memory, len(vectors))
-            for (shard, vector, places, numel), payload in zip(vectors, payloads, strict=True):
-                x = np.zeros(numel, self._plan.dtypes[vector])
-                self._codec.accumulate(payload, self._seeds(step, shard, vector, 0), x)
-                ends = np.cumsum([place.stop - place.start for place in places])[:-1]
-                found += np.split(x, ends)
+            return self._raw(memory, shards)
+        found: list[Vector] = []
+        vectors = [(shard, *one) for shard in shards for one in self._places[shard]]
+        payloads, offset = framed(memory, len(vectors))
+        for (shard, vector, places, numel), payload in zip(vectors, payloads, strict=True):
+            x = np.zeros(numel, self._plan.dtypes[vector])
+            self._codec.accumulate(payload, self._seeds(step, shard, vector, 0), x)
+            ends = np.cumsum([place.stop - place.start for place in places])[:-1]
+            found += np.split(x, ends)
         if self._along:
             found += [part.values for part in self._plan.views(memory[offset:], shards)]
+        return found
+
+    def _raw(self, memory: Bytes, shards: Sequence[int]) -> list[Vector]:
+        found = [part.values for part in self._plan.views(memory, shards)]
+        if self._along:
+            found += [part.values for part in self._plan.views(memory[self._plan.room(shards) :], shards)]
         return found
 
     def pulled_nbytes(self, shards: Sequence[int], *, exactly: bool) -> int:

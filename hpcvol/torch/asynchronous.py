@@ -90,6 +90,8 @@ class OwnSums(AllReduce):
         memories: of gradients, by vector.
         codec: of what is pushed; None: as it is.
         encode: encodes a vector; set by who pushes.
+        push_early: pushes a part of a vector that is final; likewise.
+        weight: of what this member has summed; likewise.
     """
 
     def __init__(
@@ -106,6 +108,8 @@ class OwnSums(AllReduce):
         assert not isinstance(parsed, LowRank)
         self.codec = parsed
         self.encode: Callable[[int, Floats | None], None] = lambda *_: None
+        self.push_early: Callable[[int, slice], None] = lambda *_: None
+        self.weight: Callable[[], int] = lambda: 0
 
     def feedback(self, numel: int, dtype: "np.dtype[Any]") -> Feedback | None:
         """As `AllReduce`."""
@@ -125,7 +129,7 @@ class OwnSums(AllReduce):
         number = self.memories.index(vector)
         self._feedbacks[number] = feedback
         alone = self._team.group.size == 1
-        return _OwnFloats(self, number, None if alone else self._team.floats(layout, vector))
+        return _OwnFloats(self, number, layout, None if alone else self._team.floats(layout, vector))
 
     def encode_vector(self, number: int, *, counts: bool = True) -> None:
         """Encode what lies in a vector, which becomes what it stands for, if this member pushes it. Local.
@@ -148,22 +152,26 @@ class OwnSums(AllReduce):
 class _OwnFloats:
     """Floats of a worker: of one member, or the sums over several."""
 
-    def __init__(self, sums: OwnSums, number: int, team: FloatReducer | None) -> None:
+    def __init__(self, sums: OwnSums, number: int, layout: Layout, team: FloatReducer | None) -> None:
         self._sums = sums
         self._number = number
+        self._layout = layout
         self._team = team
         self.vector = sums.memories[number].mine if team is None else team.vector
 
     def push(self, bucket: int) -> None:
-        """Let a bucket be combined."""
+        """Let a bucket be combined; of one member it is final, and pushed while others are computed."""
         if self._team is not None:
             self._team.push(bucket)
+            return
+        place = slice(*self._layout.buckets[bucket])
+        self.vector[place] /= max(self._sums.weight(), 1)
+        if self._sums.at_once:
+            self._sums.push_early(self._number, place)
 
     def finish(self, weight: int, own: int) -> None:
         """Have the means, and encode them."""
-        if self._team is None:
-            self.vector /= max(weight, 1)
-        else:
+        if self._team is not None:
             self._team.finish(max(weight, 1), own)
         if self._sums.at_once:
             self._sums.encode_vector(self._number, counts=weight > 0)
@@ -249,7 +257,8 @@ class AsynchronousParameters:
             pull=pull,
         )
         self.store.counts = gradients.commit
-        sums.encode = self.store.encode
+        sums.encode, sums.push_early = self.store.encode, self.store.push_early
+        sums.weight = lambda: gradients.weight
         self._inherited: dict[Place, State] = {}
         self._taking_over: set[int] = set()
         self.take_state()

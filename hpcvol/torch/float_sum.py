@@ -32,6 +32,7 @@ class FloatGradients:
         finished: whether parameters hold the sum over members, and no backward pass has come since.
         feedbacks: what this member has not sent yet, by dtype; none where gradients are not encoded.
         unused: as `hpcvol.torch.gradients.Gradients`.
+        weight: that this member's gradients have been multiplied by, in all, the pass that is under way included.
     """
 
     separate = False
@@ -42,7 +43,7 @@ class FloatGradients:
         self._parameters = [parameter for _, parameter in parameters]
         self._used = np.zeros(len(parameters), np.uint8)
         self._in_step = False
-        self._weight = 0
+        self.weight = 0
         self.finished = False
         self.unused: frozenset[int] = frozenset()
         by_dtype: dict[torch.dtype, list[int]] = {}
@@ -71,7 +72,7 @@ class FloatGradients:
     def reset(self) -> None:
         """Forget the gradients of the step before."""
         self.finished = False
-        self._weight = 0
+        self.weight = 0
         self._used.fill(0)
         self._readiness.begin_step()
         for parameter in self._parameters:
@@ -83,7 +84,7 @@ class FloatGradients:
     def backward(self, loss: torch.Tensor, weight: int, *, last: bool) -> None:
         """Differentiate weight · loss into the flat buffers."""
         self._readiness.begin_pass(last=last)
-        self._weight += weight
+        self.weight += weight
         self._in_step = True
         try:
             (loss * weight).backward()  # type: ignore[no-untyped-call]
@@ -93,7 +94,7 @@ class FloatGradients:
 
     def take_over(self) -> None:
         """Take what the parameters hold as the step's gradients, after backward passes of a loop of its own."""
-        self._weight = 1
+        self.weight = 1
         self._readiness.begin_step()  # loops have other ways to zero gradients than `reset`
         for i, parameter in enumerate(self._parameters):
             self._used[i] = parameter.grad is not None
@@ -121,7 +122,7 @@ class FloatGradients:
     def finish(self, weight: int) -> None:
         """Leave Σ gradients / Σ weight in the parameters; None where no worker used one. Collective."""
         for flat in self._flats:
-            flat.finish(weight, self._weight)
+            flat.finish(weight, self.weight)
         for parameter, view, used in zip(self._parameters, self._views, self._used, strict=True):
             gradient = view if view.dtype == parameter.dtype else view.to(parameter.dtype)
             # Of one that nobody used there may be something left from steps before.

@@ -30,7 +30,8 @@ class World:
         self.applied: list[Version] = []
         self.held: dict[int, list[int]] = {holder: [] for holder in remote}
         self.ended: set[int] = set()
-        self.at: dict[int, tuple[int, int]] = {}  # what each is at: its step, and the slowest clock as it began
+        self.at: dict[int, tuple[int, int]] = {}  # what each is at: its step, and the version that it began from
+        self.computing: set[int] = set()
         self.clock = dict.fromkeys(workers, 0)
         self.paces = {rank: data.draw(st.floats(0.1, 10), label=f"pace of {rank}") for rank in workers}
 
@@ -47,12 +48,17 @@ class World:
                     assert self.clock[rank] - min(self.clock[one] for one in workers) <= self.sequencer.staleness
                     assert step not in {other for other, _ in self.at.values()}
                     self.at[rank] = step, version
+                    self.computing.add(rank)
                     self.later(self.paces[rank], "computed", rank)
+                    if self.data.draw(st.booleans(), label="pushes while it computes"):
+                        self.later(self.paces[rank] / 2, "early", rank)
                 case Take(holder, rank):
                     self.held[holder].append(rank)
+                    assert len(self.computing.intersection(self.held[holder])) <= 1, "places are held by who computes"
                     self.later(self.data.draw(st.floats(0, 3)), "staged", holder, rank)
                 case Apply(version):
                     step, read = self.at.pop(version.rank)
+                    assert version.rank not in self.computing
                     assert (version.step, version.clock) == (step, self.clock[version.rank])
                     assert version.number == len(self.applied) + 1
                     assert version.missed == len(self.applied) - read
@@ -82,7 +88,10 @@ class World:
                 continue
             if kind == "claim":
                 self.obey(self.sequencer.claim(of[0], self.now))
+            elif kind == "early":
+                self.obey(self.sequencer.early(of[0], self.remote))
             elif kind == "computed":
+                self.computing.discard(of[0])
                 self.obey(self.sequencer.ready(of[0], self.remote, {"of": of[0]}, self.now))
             elif kind == "staged":
                 if of[1] in self.held[of[0]]:
@@ -90,6 +99,7 @@ class World:
             elif len(self.living & set(self.clock)) > 1 or of[0] not in self.clock:
                 self.living.discard(of[0])
                 self.at.pop(of[0], None)
+                self.computing.discard(of[0])
                 self.obey(self.sequencer.died(of[0]))
 
 
@@ -118,9 +128,11 @@ def test_no_step_is_begun_after_a_stop(data: Any, workers: int, staleness: float
     world.obey(sequencer.stop())
     while world.events:
         world.now, _, kind, of = heapq.heappop(world.events)
-        world.obey(
-            sequencer.claim(of[0], world.now) if kind == "claim" else sequencer.ready(of[0], [], None, world.now)
-        )
+        if kind == "claim":
+            world.obey(sequencer.claim(of[0], world.now))
+        elif kind == "computed":
+            world.computing.discard(of[0])
+            world.obey(sequencer.ready(of[0], [], None, world.now))
     assert {version.step for version in world.applied} == begun
     assert world.ended == set(range(workers))
 
@@ -161,6 +173,24 @@ def test_a_push_of_one_who_has_died_is_nothing() -> None:
     sequencer.died(0)
     assert sequencer.ready(0, [9], None, 1.0) == []
     assert sequencer.staged(9, 0) == []
+
+
+def test_a_push_that_began_early_counts_when_its_step_is_done() -> None:
+    sequencer = Sequencer([0, 1], [8, 9], math.inf, 0, 0, 4)
+    for rank in (0, 1):
+        sequencer.claim(rank, 0.0)
+    assert sequencer.early(0, [8, 9]) == [Take(8, 0), Take(9, 0)]
+    assert sequencer.early(0, [8, 9]) == []
+    assert sequencer.early(1, [8, 9]) == []  # one at a time
+    assert sequencer.ready(1, [8, 9], "one", 1.0) == [Take(8, 1), Take(9, 1)]
+    assert [*sequencer.staged(8, 0), *sequencer.staged(9, 0), *sequencer.staged(8, 1)] == []
+    (apply,) = sequencer.ready(0, [8, 9], "zero", 2.0)
+    assert isinstance(apply, Apply)
+    assert apply.version.record == "zero"
+    assert isinstance(sequencer.staged(9, 1)[0], Apply)
+    sequencer.claim(1, 2.0)
+    assert sequencer.early(1, [9]) == [Take(9, 1)]
+    assert sequencer.died(1)[0] == Drop(1)
 
 
 def test_a_stop_after_a_phase_that_was_cut_off_leaves_no_holes() -> None:

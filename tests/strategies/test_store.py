@@ -78,6 +78,37 @@ def test_what_is_not_pushed_is_kept(
         members.barrier()
 
 
+def test_parts_are_pushed_while_others_are_computed(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In any order, and any number of them."""
+    if group.size < 2:
+        pytest.skip("two hosts")
+    with hosts_of(group, monkeypatch) as members:
+        store, _, pushed, pulled = make_store(members, ParameterServer())
+        chance = np.random.default_rng(members.rank)
+        number = 8 * members.size
+        early = 0
+        with closing(store):
+            store.begin(range(members.size), 0, number)
+            while (step := store.claim()) is not None:
+                parts = [(vector, slice(*bucket)) for vector, layout in enumerate(LAYOUTS) for bucket in layout.buckets]
+                for place in chance.permutation(len(parts))[: int(chance.integers(0, len(parts) + 1))].tolist():
+                    vector, part = parts[place]
+                    pushed[vector].mine[part] = value_of(step, vector)[part]
+                    before = store.sent[1]
+                    store.push_early(vector, part)
+                    early += store.sent[1] - before
+                for vector, part in parts:
+                    pushed[vector].mine[part] = value_of(step, vector)[part]
+                store.push({"step": step})
+            store.finish()
+            for vector, found in enumerate(pulled):
+                start = np.arange(LAYOUTS[vector].numel).astype(DTYPES[vector])
+                wanted = sum((value_of(step, vector) for step in range(number)), start)
+                np.testing.assert_array_equal(found, wanted)
+        assert early
+        members.barrier()
+
+
 def test_what_goes_along_arrives_beside_its_push(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
     """A change that adds what went along: the parameters that a push was made from, which are known by its step."""
     if group.size < 2:

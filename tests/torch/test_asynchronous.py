@@ -34,6 +34,17 @@ def slow_sgd(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.003)
 
 
+class Deep(nn.Module):
+    """Three layers, each of which fills a bucket."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 2000), nn.Tanh(), nn.Linear(2000, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return nn.functional.mse_loss(self.layers(x), y)
+
+
 WAYS = [("all", 0, 2, 1), ("all", 0, math.inf, 1), (1, 0, 1, 1), ("all", 1, math.inf, 2), (1, 0, 8, 2), (2, 1, 2, 2)]
 
 
@@ -68,6 +79,27 @@ def test_every_step_counts_once(
         assert run.shards is not None
         if run.shards.dedicated and run.member in run.shards.servers:
             assert mine == []
+    group.barrier()
+
+
+def test_buckets_are_pushed_while_others_are_computed(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    if group.size < 2:
+        pytest.skip("two hosts")
+    with (
+        hosts_of(group, monkeypatch) as members,
+        closing(make_run(members, built(Deep), numbers(60), settings(ParameterServer("all", 0, 2)), sgd)) as run,
+    ):
+        assert run.asynchronous is not None
+        store = run.asynchronous.store
+        early: list[int] = []  # parts that were sent when the pass came to the first layer
+        first = next(run.model.parameters())
+        first.register_hook(  # type: ignore[no-untyped-call]
+            lambda _: early.append(0 if store._under_way is None else len(store._under_way.parcels))
+        )
+        train(run, 4 * members.size)
+        assert early[:1] in ([], [0])  # the first pass is watched
+        assert all(early[1:])
+        assert sorted(one.index for one in run.counted) == list(range(4 * members.size))
     group.barrier()
 
 

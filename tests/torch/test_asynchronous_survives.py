@@ -18,12 +18,15 @@ NUM_RANKS = 4
 
 LOOP = """
 import hashlib, json, math, os, sys, time
+from functools import partial
 from pathlib import Path
 import torch
 sys.path.insert(0, os.environ["HARNESS"])
 import strikes
 import hpcvol
+import hpcvol.torch.start as door
 
+door.Settings = partial(door.Settings, bucket_nbytes=16384)
 NUMEL = 30_000
 
 class Numbers(torch.utils.data.Dataset):
@@ -34,9 +37,7 @@ class Numbers(torch.utils.data.Dataset):
         return {"x": 16.0 * torch.randint(-4, 5, (NUMEL,), generator=generator)}
 
 strikes.install()
-model = torch.nn.Linear(NUMEL, 1, bias=False)
-with torch.no_grad():
-    model.weight.zero_()
+model = torch.nn.ParameterList(torch.zeros(NUMEL // 4) for _ in range(4))
 optimizer = torch.optim.SGD(model.parameters(), 1.0)
 servers, replicas, staleness, *groups = json.loads(sys.argv[2])
 spec = hpcvol.ParameterServer(servers, replicas, float(staleness))
@@ -47,12 +48,13 @@ for until in (12, 40):
     for step in run.steps(until):
         for unit in step:
             time.sleep(0.002 * (run.member % 3))
-            step.backward((model.weight[0] * unit["x"].mean(0)).sum())
+            parts = unit["x"].mean(0).chunk(4)
+            step.backward(sum((weight * part).sum() for weight, part in zip(model, parts)))
         mine.append(step.index)
     counted += [one.index for one in run.counted]
     behind = max(one.behind for one in run.counted)
 said = {
-    "weights": hashlib.sha256(model.weight.detach().numpy().tobytes()).hexdigest(),
+    "weights": hashlib.sha256(torch.cat(list(model)).detach().numpy().tobytes()).hexdigest(),
     "counted": sorted(counted),
     "mine": mine,
     "behind": behind,
@@ -74,6 +76,10 @@ PLANS: dict[str, tuple[str, list[list[Any]]]] = {
     "who speaks for a group, as it pushes": ('["all", 1, "inf", 2]', [[2, "push", 5]]),
     "of groups, as they wait for parameters": ('["all", 2, "1", 2, 3]', [[3, "claim", 3], [0, "claim", 4]]),
     "one of a group on two hosts": ('["all", 1, "inf", 1]', [[3, "forward", 9]]),
+    "workers that push while they compute, on two hosts": (
+        '["all", 2, "inf"]',
+        [[2, "push early", 6], [1, "push early", 15]],
+    ),
     "as they meet": ('["all", 2, "inf"]', [[1, "meet", 1], [2, "meet", 2]]),
 }
 
