@@ -29,6 +29,7 @@ _given_up: "list[tuple[MPI.Request, Any]]" = []
 _LOOK_SECONDS = 0.05
 _LINE_NBYTES = 64
 _BOXES = 4
+_FEW = 32
 _LEAST_SECONDS = 20e-6
 _MOST_SECONDS = 1e-3
 
@@ -109,6 +110,7 @@ class Mailbox:
         self._known = 0
         self._lock = threading.Lock()
         self._parcels: list[Parcel] = []
+        self._many = _FEW
         self.letters = 0
         self.parcels = 0
 
@@ -221,7 +223,9 @@ class Mailbox:
 
     def _opened(self, parcel: Parcel) -> Parcel:
         with self._lock:
-            self._parcels = [one for one in self._parcels if not one._done and one._lost is None]
+            if len(self._parcels) > self._many:
+                self._parcels = [one for one in self._parcels if not one._done and one._lost is None]
+                self._many = _FEW + 2 * len(self._parcels)
             self._parcels.append(parcel)
         return parcel
 

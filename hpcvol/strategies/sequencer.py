@@ -11,7 +11,7 @@ References:
 """
 
 import heapq
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,7 +106,7 @@ class Sequencer:
         until: behind the last step.
         done: steps that count already.
         stride: from one step that is handed out to the next.
-        clocks: of the workers at first, all 0 by default.
+        seconds: that workers are expected to take for a step, as far as is known.
     """
 
     workers: Collection[int]
@@ -117,10 +117,10 @@ class Sequencer:
     until: int
     done: Collection[int] = ()
     stride: int = 1
-    clocks: dict[int, int] = field(default_factory=dict)
+    seconds: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._workers = {rank: _Worker(self.clocks.get(rank, 0)) for rank in self.workers}
+        self._workers = {rank: _Worker(seconds=self.seconds.get(rank)) for rank in self.workers}
         self._holders = set(self.holders)
         self._left = [step for step in range(self.first, self.until, self.stride) if step not in set(self.done)]
         self._next = max(self.done, default=self.first - 1) + 1  # behind the highest step that was handed out
@@ -129,6 +129,17 @@ class Sequencer:
         self._waiting: list[int] = []
         self._asking: list[int] = []  # who computes nothing and waits for the end
         self.log: list[Version] = []
+
+    def expected_seconds(self) -> dict[int, float]:
+        """Return what workers are expected to take for a step.
+
+        Of who was slow, and so had none, half as much each time: it may be faster by now, and has to be tried.
+        """
+        return {
+            rank: worker.seconds if worker.clock else worker.seconds / 2
+            for rank, worker in self._workers.items()
+            if worker.seconds is not None
+        }
 
     def claim(self, rank: int, now: float) -> list[Order]:
         """A rank wants a step, or waits for the end where it computes nothing.

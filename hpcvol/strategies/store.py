@@ -9,8 +9,8 @@ A push is known by (member, number of its push) and counts once all holders have
 gives it a number, and tells the holders and the member. What a member was pushing when it died is forgotten unless it
 had a number by then.
 
-Parts of a push that are final may be sent while others are computed. What is pushed so takes its places for as long as
-that lasts, and so it is taken of one member at a time; of others it waits with them, as what is complete does.
+Buckets of a push that are final may be sent while others are computed. What is pushed so takes its places for as long
+as that lasts, and so it is taken of one member at a time; of others it waits with them, as what is complete does.
 """
 
 import math
@@ -163,6 +163,7 @@ class Store:
         self._own = own
         self.parts = self._plan.views(own[_LINE_NBYTES:], self._plan.held(group.rank))
         self._fill()
+        self._plan_to_push()
         self._mailbox = Mailbox(group.split(0))
         self._unsettled: _Unsettled | None = None
         self._under_way: _UnderWay | None = None
@@ -173,6 +174,18 @@ class Store:
         # Also where nothing is held: what tells of deaths arrives while somebody is inside MPI.
         self._thread = threading.Thread(target=self._server.run, name="hpcvol-server", daemon=True)
         self._thread.start()
+
+    def _plan_to_push(self) -> None:
+        """Find out what holders of other nodes are sent of a push, and when: with which bucket, or at once."""
+        remote = sorted({rank for ranks in self._holders for rank in ranks if not self._is_near(rank)})
+        self._sent_to = {rank: self._wire.stretches(self._plan.held(rank)) for rank in remote}
+        self._due: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        self._due_at_once: list[tuple[int, int]] = []
+        for rank, stretches in self._sent_to.items():
+            for number, one in enumerate(stretches):
+                goes_along = one.vector >= len(self._pushed)
+                due = self._due_at_once if goes_along else self._due.setdefault((one.vector, one.bucket), [])
+                due.append((rank, number))
 
     def _fill(self) -> None:
         """Store what this member's vectors hold. Local."""
@@ -201,13 +214,26 @@ class Store:
             done: steps among these that are done.
             stride: steps that a worker does before it pushes; it claims the first of them.
         """
+        assert self._under_way is None, "a push was begun and given up, and its parts would be taken for another's"
         self._fill()
-        self.salvaged, self._acknowledged, self._unsettled, self._under_way = {}, None, None, None
+        self.salvaged, self._acknowledged, self._unsettled = {}, None, None
         self._server.known = {}
         self._begun = True
         if self.group.rank == self._head:
             everybody = {rank for ranks in self._holders for rank in ranks}
-            self._server.lead(Sequencer(workers, everybody, self._staleness, self.version, first, until, done, stride))
+            self._server.lead(
+                Sequencer(
+                    workers,
+                    everybody,
+                    self._staleness,
+                    self.version,
+                    first,
+                    until,
+                    done,
+                    stride,
+                    self._server.expected_seconds(),
+                )
+            )
         self.group.barrier()
 
     def claim(self, known: Callable[[int], None] = lambda _: None, followers: Sequence[int] = ()) -> int | None:
@@ -267,21 +293,20 @@ class Store:
         own = Seeds.of(self._seed, self._step, self.group.members[self._rank]).own
         self._wire.encode(vector, self._pushed[vector].mine, residual, self._step, own)
 
-    def push_early(self, vector: int, place: slice) -> None:
-        """Push a part of what `push` will, while the rest is computed; nothing where it is encoded. Local.
+    def push_early(self, vector: int, bucket: int) -> None:
+        """Push a bucket of what `push` will, while those behind it are computed; encoded ones wait for these. Local.
 
         Args:
             vector: of which vector.
-            place: where in it; it may not change any more, as `push` says.
+            bucket: of its layout; those before it were pushed so too. They may not change any more, as `push` says.
         """
-        if not self._wire.sends_parts:
+        way = self._begin_to_push()
+        due = [*self._due.get((vector, bucket), ()), *(self._due_at_once if not way.parcels else ())]
+        if not due:
             return
-        way, along = self._begin_to_push(), len(self._pushed)
         with tracing.span("push early"):
-            for rank, left in way.left.items():
-                for number, (one, part) in list(left.items()):
-                    if one >= along or (one == vector and place.start <= part.start < place.stop):
-                        self._send_part(way, rank, number)
+            for rank, number in due:
+                self._send(way, rank, number)
             if not way.is_told and any(way.left.values()):
                 way.is_told = True
                 self._write(self._head, "early", list(way.left))
@@ -296,29 +321,28 @@ class Store:
         """
         way, self._under_way = self._begin_to_push(), None
         for rank, left in way.left.items():
-            if not self._wire.sends_parts:
+            if self._codec is not None:
                 way.send(self._mailbox, rank, self._wire.pack(self._plan.held(rank), [one.mine for one in self._along]))
-            for number in list(left):
-                self._send_part(way, rank, number)
+            for number in sorted(left):
+                self._send(way, rank, number)
         self._write(self._head, "ready", list(way.left), record)
         me = self.group.rank
         self._unsettled = _Unsettled(way.parcels, [rank for rank in self._node_holders() if rank != me])
 
     def _begin_to_push(self) -> "_UnderWay":
         if self._under_way is None:
-            remote = sorted({rank for ranks in self._holders for rank in ranks if not self._is_near(rank)})
-            parts = {
-                rank: dict(enumerate(self._wire.parts(self._plan.held(rank)))) if self._wire.sends_parts else {}
-                for rank in remote
-                if rank not in self._mailbox.failed
-            }
-            self._under_way = _UnderWay(parts)
+            living = {rank: ones for rank, ones in self._sent_to.items() if rank not in self._mailbox.failed}
+            self._under_way = _UnderWay({rank: set(range(len(ones))) for rank, ones in living.items()})
         return self._under_way
 
-    def _send_part(self, way: "_UnderWay", rank: int, number: int) -> None:
-        vector, part = way.left[rank].pop(number)
-        memories = [*self._pushed, *self._along]
-        way.send(self._mailbox, rank, memories[vector].mine[part], number)
+    def _send(self, way: "_UnderWay", rank: int, number: int) -> None:
+        """Send a stretch of a push to a rank, if it is not sent, and that is alive."""
+        if number in way.left.get(rank, ()):
+            way.left[rank].discard(number)
+            stretch = self._sent_to[rank][number]
+            vector = [*self._pushed, *self._along][stretch.vector].mine
+            parts = [vector[place] for place in stretch.places]
+            way.send(self._mailbox, rank, parts[0] if len(parts) == 1 else np.concatenate(parts), number)
 
     def stop(self) -> None:
         """Have no further steps handed out: `claim` returns None when those that were are done. Local."""
@@ -574,17 +598,17 @@ class _UnderWay:
     """A push that holders of other nodes are being sent.
 
     Attributes:
-        left: what of it is not sent, by rank and number: vector, and where in it.
+        left: numbers of stretches that are not sent, by rank.
         parcels: what is.
         is_told: whether the head knows.
     """
 
-    left: dict[int, dict[int, tuple[int, slice]]]
+    left: dict[int, set[int]]
     parcels: list[Parcel] = field(default_factory=list)
     is_told: bool = False
 
     def send(self, mailbox: Mailbox, rank: int, payload: Vector, number: int = 0) -> None:
-        """Start to send a part; to one who is dead it is lost."""
+        """Start to send a stretch, or all of it; to one who is dead it is lost."""
         with suppress(LostMemberError):
             self.parcels.append(mailbox.send(rank, _PUSHED, payload, number))
 
@@ -659,6 +683,11 @@ class _Server:
         """Number pushes from now on."""
         with self._lock:
             self._sequencer = sequencer
+
+    def expected_seconds(self) -> dict[int, float]:
+        """Return what is known of workers' speeds since members changed last."""
+        with self._lock:
+            return {} if self._sequencer is None else self._sequencer.expected_seconds()
 
     def finish(self) -> list[Version]:
         """Return what was numbered since `lead`."""

@@ -1,12 +1,13 @@
 """How shards lie in memory, and how what is pushed for them and pulled from them is sent: encoded, where asked for.
 
-A push is sent part by part, as it is, or encoded and whole. It is encoded by shard and vector, so that each holder can
-decode its own part. Its sender decodes it too: holders that read its memory find there what those find that get
-messages.
+A push is sent as it is, in stretches of buckets, or encoded and whole. It is encoded by shard and vector, so that each
+holder can decode its own part. Its sender decodes it too: holders that read its memory find there what those find that
+get messages.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,28 @@ from hpcvol.collectives.payloads import frame, framed, framed_nbytes
 from hpcvol.strategies.layout import Layout
 
 Bytes = Payload
+
+# A stretch is at least as long, where there is so much: MPIs deliver what is shorter before anybody wants to have it.
+_STRETCH_NBYTES = 256 * 1024
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """What is sent at once of a push: neighbouring parts of one shard and vector.
+
+    Attributes:
+        vector: which; those that go along are numbered behind those that are pushed.
+        places: in it, of one bucket each.
+        bucket: the last one of them.
+        start: of its first byte among all that a holder receives.
+        nbytes: that it has.
+    """
+
+    vector: int
+    places: tuple[slice, ...]
+    bucket: int
+    start: int
+    nbytes: int
 
 
 @dataclass(frozen=True)
@@ -58,6 +81,7 @@ class Plan:
             [(vector, part) for vector, cut in enumerate(portions) for part in cut[shard] if part.start < part.stop]
             for shard in range(len(holders))
         ]
+        self._starts = [[start for start, _ in layout.buckets] for layout in layouts]
         self.dtypes = dtypes
         self.nbytes = [sum(self._room(vector, part) for vector, part in parts) for parts in self.parts]
         self._holders = holders
@@ -79,6 +103,27 @@ class Plan:
                 nbytes = (place.stop - place.start) * dtype.itemsize
                 found.append(Part(vector, place, shard, memory[offset : offset + nbytes].view(dtype)))
                 offset += self._room(vector, place)
+        return found
+
+    def stretches(self, shards: Sequence[int]) -> list[Stretch]:
+        """Return `shards` as they are sent, in the order of `views`."""
+        found: list[Stretch] = []
+        offset = 0
+        for shard in shards:
+            for vector in sorted({vector for vector, _ in self.parts[shard]}):
+                places = [place for one, place in self.parts[shard] if one == vector]
+                rest = sum(self._room(vector, place) for place in places)
+                taken: list[slice] = []
+                nbytes = 0
+                for place in places:
+                    taken.append(place)
+                    nbytes += self._room(vector, place)
+                    rest -= self._room(vector, place)
+                    if rest == 0 or min(nbytes, rest) >= _STRETCH_NBYTES:
+                        bucket = bisect_right(self._starts[vector], place.start) - 1
+                        found.append(Stretch(vector, tuple(taken), bucket, offset, nbytes))
+                        offset += nbytes
+                        taken, nbytes = [], 0
         return found
 
     def _room(self, vector: int, place: slice) -> int:
@@ -156,19 +201,14 @@ class Wire:
                     for row, mine in zip(rows, kept.reshape(len(rows), -1), strict=True):
                         _spread(mine, [row[part] for part in place])
 
-    @property
-    def sends_parts(self) -> bool:
-        """Whether a push is sent part by part, which can begin before all of it is there."""
-        return self._codec is None
-
-    def parts(self, shards: Sequence[int]) -> list[tuple[int, slice]]:
-        """Return of what a push for who holds `shards` consists, where it `sends_parts`: vector, and where in it.
-
-        Vectors that go along are numbered behind those that are pushed.
-        """
-        pushed = [part for shard in shards for part in self._plan.parts[shard]]
-        along = [(len(self._plan.dtypes) + vector, place) for vector, place in pushed] if self._along else []
-        return [*pushed, *along]
+    def stretches(self, shards: Sequence[int]) -> list[Stretch]:
+        """Return how a push for who holds `shards` is sent; none where it is encoded, and sent as a whole."""
+        if self._codec is not None:
+            return []
+        pushed, room = self._plan.stretches(shards), self._plan.room(shards)
+        number = len(self._plan.dtypes)
+        along = [replace(one, vector=one.vector + number, start=one.start + room) for one in pushed]
+        return [*pushed, *along] if self._along else pushed
 
     def pack(self, shards: Sequence[int], along: Sequence[Vector]) -> Bytes:
         """Return a push for who holds `shards` as a whole; it was given to `encode`."""
@@ -179,9 +219,10 @@ class Wire:
             offset += self._copy(shards, along, memory[offset:])
         return memory[:offset]
 
-    def arriving(self, memory: Bytes, shards: Sequence[int]) -> list[Vector]:
-        """Return where in `memory` what is sent of a push is to arrive, in the order of `parts` or as one."""
-        return self._raw(memory, shards) if self._codec is None else [memory]
+    def arriving(self, memory: Bytes, shards: Sequence[int]) -> list[Bytes]:
+        """Return where in `memory` what is sent of a push is to arrive: each of `stretches`, or all of it."""
+        found = [memory[one.start : one.start + one.nbytes] for one in self.stretches(shards)]
+        return found if self._codec is None else [memory]
 
     def unpack(self, memory: Bytes, shards: Sequence[int], step: int) -> list[Vector]:
         """Return what was pushed for each part of `shards`, and behind these what went along for each.

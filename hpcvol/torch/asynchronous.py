@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from hpcvol import tracing
-from hpcvol.codecs import AnyCodec, Cast, Floats, LowRank, parse
+from hpcvol.codecs import AnyCodec, Cast, LowRank, parse
 from hpcvol.collectives import Vector, broadcast
 from hpcvol.comm import Group
 from hpcvol.strategies.allreduce import AllReduce
@@ -89,9 +89,8 @@ class OwnSums(AllReduce):
     Attributes:
         memories: of gradients, by vector.
         codec: of what is pushed; None: as it is.
-        encode: encodes a vector; set by who pushes.
-        push_early: pushes a part of a vector that is final; likewise.
-        weight: of what this member has summed; likewise.
+        store: into which is pushed; None before there is one.
+        weight: of what this member has summed; set with the store.
     """
 
     def __init__(
@@ -107,8 +106,7 @@ class OwnSums(AllReduce):
         parsed = parse(codec)
         assert not isinstance(parsed, LowRank)
         self.codec = parsed
-        self.encode: Callable[[int, Floats | None], None] = lambda *_: None
-        self.push_early: Callable[[int, slice], None] = lambda *_: None
+        self.store: Store | None = None
         self.weight: Callable[[], int] = lambda: 0
 
     def feedback(self, numel: int, dtype: "np.dtype[Any]") -> Feedback | None:
@@ -146,7 +144,8 @@ class OwnSums(AllReduce):
         else:
             rows = self.codec.residual_rows
             residual = np.zeros(rows * memory.numel, memory.dtype) if rows else None
-        self.encode(number, residual)
+        if self.store is not None:
+            self.store.encode(number, residual)
 
 
 class _OwnFloats:
@@ -164,10 +163,11 @@ class _OwnFloats:
         if self._team is not None:
             self._team.push(bucket)
             return
-        place = slice(*self._layout.buckets[bucket])
-        self.vector[place] /= max(self._sums.weight(), 1)
-        if self._sums.at_once:
-            self._sums.push_early(self._number, place)
+        if self._layout.buckets:  # tensors without elements have none, and are pushed all the same
+            start, stop = self._layout.buckets[bucket]
+            self.vector[start:stop] /= max(self._sums.weight(), 1)
+            if self._sums.at_once and self._sums.store is not None:
+                self._sums.store.push_early(self._number, bucket)
 
     def finish(self, weight: int, own: int) -> None:
         """Have the means, and encode them."""
@@ -257,8 +257,7 @@ class AsynchronousParameters:
             pull=pull,
         )
         self.store.counts = gradients.commit
-        sums.encode, sums.push_early = self.store.encode, self.store.push_early
-        sums.weight = lambda: gradients.weight
+        sums.store, sums.weight = self.store, lambda: gradients.weight
         self._inherited: dict[Place, State] = {}
         self._taking_over: set[int] = set()
         self.take_state()

@@ -167,6 +167,23 @@ def test_who_would_be_late_leaves_the_last_steps_to_others() -> None:
     assert sequencer.died(0) == [Go(1, 4, 4)]
 
 
+def test_who_was_slow_is_left_out_of_a_short_phase_and_tried_again_later() -> None:
+    sequencer = Sequencer([0, 1], [], math.inf, 0, 0, 2)
+    for rank in (0, 1):
+        sequencer.claim(rank, 0.0)
+    sequencer.ready(0, [], None, 1.0)
+    sequencer.ready(1, [], None, 8.0)
+    taken = []
+    for phase in range(1, 4):
+        known = sequencer.expected_seconds()
+        sequencer = Sequencer([0, 1], [], math.inf, 0, 2 * phase, 2 * phase + 2, seconds=known)
+        orders = [*sequencer.claim(1, 0.0), *sequencer.claim(0, 0.0)]
+        for now in (1.0, 2.0):
+            taken += [order.rank for order in orders if isinstance(order, Go)]
+            orders = [*sequencer.ready(0, [], None, now), *sequencer.claim(0, now)]
+    assert taken == [0, 0, 0, 0, 1, 0]
+
+
 def test_a_push_of_one_who_has_died_is_nothing() -> None:
     sequencer = Sequencer([0, 1], [9], math.inf, 0, 0, 2)
     sequencer.claim(0, 0.0)

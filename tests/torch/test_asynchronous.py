@@ -15,6 +15,7 @@ from two_hosts import hosts_of
 from hpcvol.comm import Group
 from hpcvol.elastic.dealing import Terms
 from hpcvol.errors import ConfigError, ModelError
+from hpcvol.strategies import wire
 from hpcvol.strategies.parameter_server import ParameterServer
 from hpcvol.strategies.supernodes import Supernodes
 from hpcvol.torch.run import Run
@@ -83,6 +84,7 @@ def test_every_step_counts_once(
 
 
 def test_buckets_are_pushed_while_others_are_computed(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "_STRETCH_NBYTES", 4096)
     if group.size < 2:
         pytest.skip("two hosts")
     with (

@@ -25,8 +25,10 @@ sys.path.insert(0, os.environ["HARNESS"])
 import strikes
 import hpcvol
 import hpcvol.torch.start as door
+from hpcvol.strategies import wire
 
 door.Settings = partial(door.Settings, bucket_nbytes=16384)
+wire._STRETCH_NBYTES = 4096
 NUMEL = 30_000
 
 class Numbers(torch.utils.data.Dataset):
