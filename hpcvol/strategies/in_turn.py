@@ -97,14 +97,13 @@ class InTurn:
 
     def close(self) -> None:
         """End the thread, and let jobs that are not done fail. Collective; of no use after that."""
-        if not self._ended:
-            self._ended = True
-            self.give_up()
-            self._end_thread()
-            if (
-                self._error is None
-            ):  # else others may be at another place, where messages of this group are on their way
-                self.group.close()
+        if self._ended:
+            return
+        self._ended = True
+        self.give_up()
+        self._end_thread()
+        if self._error is None:  # else others may be elsewhere, and messages of this group on their way
+            self.group.close()
 
     def _end_thread(self) -> None:
         if self._thread is not None:

@@ -1,5 +1,6 @@
-"""docs/run-directory.md tells of every file and field that a run writes, and of no other."""
+"""docs/run-directory.md tells of every file, field and span that a run writes, and of no other."""
 
+import ast
 import json
 import re
 from collections.abc import Iterator
@@ -8,7 +9,8 @@ from typing import Any
 
 from digits_project import Project
 
-PAGE = Path(__file__).parents[2] / "docs" / "run-directory.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "run-directory.md"
 
 
 def documented(section: str) -> set[str]:
@@ -59,3 +61,16 @@ def test_every_file_and_field(project: Project) -> None:
     (numerics,) = state["numerics"]
     text = PAGE.read_text(encoding="utf-8")
     assert all(f"`{key}`" in text for key in numerics)
+
+
+def test_every_span() -> None:
+    calls = [
+        node
+        for file in (ROOT / "hpcvol").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("tracing.span", "tracing.record")
+    ]
+    recorded = {call.args[0].value for call in calls if isinstance(call.args[0], ast.Constant)}
+    body = PAGE.read_text(encoding="utf-8").split("## trace.json")[1].split("| span |")[1].split("\n\n")[0]
+    told = {name for row in body.splitlines() for name in re.findall(r"`([^`]+)`", row.split(" | ")[0])}
+    assert recorded == told
