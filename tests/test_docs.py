@@ -112,12 +112,16 @@ def test_from_ddp(type_in: Type, tmp_path: Path) -> None:
     type_in(blocks("from-ddp", "sh"))
 
 
-def test_parameter_server(type_in: Type) -> None:
+def test_parameter_server(type_in: Type, tmp_path: Path) -> None:
     told = type_in(blocks("parameter-server", "sh"))
     served, apart = re.findall(r"^weights_sha256 (\w+)", told, re.M)[:2]
     assert served == apart
     assert told.count("complete: ") == 4
     assert "2 supernodes of 4 members" in told
+    (tmp_path / "served.py").write_text(blocks("parameter-server", "python"))
+    told = type_in("mpiexec -n 2 python served.py")
+    assert all(f"{member} has computed some of" in told for member in (0, 1))
+    assert len(list(tmp_path.glob("checkpoint-of-*.pt"))) == 2
 
 
 def test_supernodes(type_in: Type) -> None:

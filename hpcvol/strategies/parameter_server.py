@@ -33,8 +33,8 @@ class ParameterServer:
         max_staleness: 0: all members compute each step together. Above, each step is computed by one worker (a member,
             or a group: `Supernodes`), from parameters that lack at most what others have computed since: a worker may
             be so many of its pushes ahead of the slowest one; math.inf: as far as it will.
-        rate_by_staleness: with max_staleness above 0, divide the learning rate of a step by 1 and the number of pushes
-            that were applied since its parameters were pulled.
+        rate_by_staleness: with max_staleness above 0, divide the learning rate of a step by 1 + m, where m pushes were
+            applied since its parameters were pulled.
         compensation: with max_staleness above 0, how far a gradient is corrected for what the parameters have become
             since: g + compensation · g² · (now - then) by element; the parameters that it was computed from are sent
             with it. Zheng et al., "Asynchronous Stochastic Gradient Descent with Delay Compensation", ICML 2017 (there

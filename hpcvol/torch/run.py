@@ -189,6 +189,10 @@ class Run:
     def steps(self, until: int) -> Iterator[Step]:
         """Yield the steps that are left to number `until`, counted since the model was new.
 
+        Where members are apart (supernodes, steps that may be stale) these are the steps that this member computes, and
+        `step` stands still meanwhile; they end where all have met, before `until` if one of them has called `meet` or
+        leaves.
+
         Raises:
             ModelError: the loop left a step before its units were all computed; a frozen parameter was thawed, or a
                 parameter replaced.
@@ -292,7 +296,10 @@ class Run:
         return unit
 
     def apply(self, step: Step) -> None:
-        """Clip, and let the optimizer change the parameters, the same on every member, after `sum`. Local."""
+        """Clip, and let the optimizer change the parameters, the same on every member, after `sum`.
+
+        Local; with servers collective, since the parameters come from them.
+        """
         if step.weight:
             self.buffers.finish()
             self._applying = True
@@ -548,7 +555,7 @@ class Run:
             dealing = Dealing(group, self._without_servers(self.settings.dealing))
 
             def apart() -> list[int]:
-                return [member for rank, member in enumerate(group.members) if not dealing.priority(rank)]
+                return [member for rank, member in enumerate(group.members) if not dealing.limit(rank, 1)]
 
             return Grouping(group, spec, apart, joins=joins)
         return Grouping(group, spec, joins=joins) if spec is not None and spec.average else None

@@ -271,7 +271,8 @@ class StrategyConfig(_Section):
     kind: Literal["all_reduce", "parameter_server"] = Field(
         default="all_reduce",
         description="`all_reduce`: every member has all parameters and all that the optimizer keeps, and applies it. "
-        "`parameter_server`: servers have shards of both, and hand the parameters out. Weights are the same.",
+        "`parameter_server`: servers have shards of both, and hand the parameters out. Weights are the "
+        "same, with `max_staleness = 0` and no codec.",
     )
     servers: PositiveInt | Literal["all"] = Field(
         default="all",
@@ -309,8 +310,8 @@ class StrategyConfig(_Section):
     )
     rate_by_staleness: bool = Field(
         default=False,
-        description="Divide the learning rate of a step by 1 and the number of pushes that took effect since its "
-        "parameters were pulled. With `max_staleness` above 0.",
+        description="Divide the learning rate of a step by 1 + m, where m pushes took effect since its parameters "
+        "were pulled. With `max_staleness` above 0.",
     )
     compensation: NonNegativeFloat = Field(
         default=0.0,

@@ -191,12 +191,15 @@ def test_steps_that_come_to_nothing_leave_no_trace_in_the_optimizer(group: Group
         assert sorted(one.index for one in run.counted) == list(range(3, 9))
 
 
-def test_who_has_no_priority_computes_nothing(group: Group) -> None:
+def test_who_has_no_priority_or_a_limit_of_0_computes_nothing(group: Group) -> None:
     if group.size < 2:
         pytest.skip("somebody has to")
     idle = group.members[0]
-    for spec in (None, Supernodes(1, 2)):
-        terms = Terms(priorities={str(idle): 0.0})
+    for spec, terms in (
+        (None, Terms(priorities={str(idle): 0.0})),
+        (None, Terms(limits={str(idle): 0})),
+        (Supernodes(1, 2), Terms(priorities={str(idle): 0.0})),
+    ):
         given = settings(ParameterServer(max_staleness=4), supernodes=spec, dealing=terms)
         with closing(make_run(group, built(Regression), numbers(60), given, slow_sgd)) as run:
             mine = [step.index for step in _computed(run, 8)]
