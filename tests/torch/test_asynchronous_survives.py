@@ -80,7 +80,7 @@ PLANS: dict[str, tuple[str, list[list[Any]]]] = {
     "one of a group on two hosts": ('["all", 1, "inf", 1]', [[3, "forward", 9]]),
     "workers that push while they compute, on two hosts": (
         '["all", 2, "inf"]',
-        [[2, "push early", 6], [1, "push early", 15]],
+        [[2, "push early", 6], [1, "push early", 7]],
     ),
     "as they meet": ('["all", 2, "inf"]', [[1, "meet", 1], [2, "meet", 2]]),
 }

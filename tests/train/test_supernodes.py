@@ -62,7 +62,6 @@ def test_what_cannot_be_is_refused(project: Project) -> None:
     for more, says in (
         (("strategy.between.period=4",), "strategy.groups"),
         (("strategy.groups=2", "strategy.between.period=4"), "groups go apart"),
-        ((*APART, "elastic.refill=true"), "strategy.between.period yet"),
         ((*APART, "strategy.kind=parameter_server"), "parameter_server"),
         ((*APART, "strategy.groups=rack"), "groups"),
     ):
